@@ -1,0 +1,36 @@
+"""Truncated PPO (T-PPO, arXiv 2506.15050): one training loop from a table of logits to 32B.
+
+Names are resolved on first use, so that ``import tppo`` loads neither torch nor transformers.
+
+>>> import tppo
+>>> tppo.Status.EOS.finished
+True
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "tppo.types": ("Prompt", "Response", "Status", "TokenBatch"),
+    "tppo.errors": ("ConfigError", "DataError", "EngineError", "NonFiniteError", "RewardError", "TPPOError"),
+    "tppo.advantages": ("discounted_returns", "egae", "gae", "lambda_returns", "length_adaptive_lambda"),
+    "tppo.filters": ("shape_advantages", "whiten", "window_mask"),
+    "tppo.losses": ("aggregate_count", "aggregate_sum", "kl_estimate", "lm_loss", "ppo_loss", "value_loss"),
+    "tppo.trainer": ("Trainer",),
+    "tppo.window": ("SlotWindow",),
+    "tppo.config": ("RunConfig",),
+}
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tppo' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

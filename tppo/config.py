@@ -1,0 +1,202 @@
+"""The configuration of a run: one frozen tree. Every number has a range; combinations are checked in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tppo.algorithms.base import Algorithm
+from tppo.errors import ConfigError
+from tppo.validation import Range, check_ranges
+
+if TYPE_CHECKING:
+    from tppo.workload import Workload
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is learned. A recipe brings its own subclass; building it loads models and data."""
+
+    def build(self, config: RunConfig) -> Workload:
+        """Models, prompts, reward and held-out problems of this task."""
+        raise NotImplementedError(f"{type(self).__name__} must define build()")
+
+    def validate(self, config: RunConfig) -> None:
+        """Checks that need more than one field. Raises ConfigError."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Generation."""
+
+    slots: Annotated[int, Range(1, unit="responses")] = 8192
+    """Responses in flight, constant."""
+    group_size: Annotated[int, Range(1, unit="responses")] = 16
+    """Responses to each prompt."""
+    max_response_tokens: Annotated[int, Range(1, unit="tokens")] = 24576
+    """Total cap of a response; reaching it ends the response."""
+    temperature: Annotated[float, Range(0, above=True)] = 1.0
+    """Of sampling, and of every log-probability in training."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW for one model."""
+
+    lr: Annotated[float, Range(0)] = 8e-7
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Range(0)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: Annotated[float, Range(0, 1)] = 0.9
+    beta2: Annotated[float, Range(0, 1)] = 0.999
+    warmup_updates: Annotated[int, Range(0, unit="updates")] = 0
+    """Linear warm-up from zero, then constant."""
+    grad_clip: Annotated[float, Range(0, above=True)] | None = 1.0
+    """Largest gradient norm; None is off."""
+    mini_batch: Annotated[int, Range(1, unit="responses")] = 512
+    """Responses per optimiser step."""
+    epochs: Annotated[int, Range(1)] = 1
+    """Passes over each step's data."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model call is cut up. None of these changes a result beyond round-off."""
+
+    device: str = "auto"
+    """auto is cuda where there is one, else cpu."""
+    micro_batch_tokens: Annotated[int, Range(1, unit="tokens")] = 32768
+    """Most tokens, padding included, in one forward and backward pass."""
+    logit_chunk_tokens: Annotated[int, Range(1, unit="tokens")] = 4096
+    """Most tokens whose logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out evaluation."""
+
+    every: Annotated[int, Range(0, unit="steps")] = 0
+    """Evaluate every so many steps; 0 is only before and after training."""
+    problems: Annotated[int, Range(1)] = 256
+    """Held-out problems."""
+    samples: Annotated[int, Range(1)] = 1
+    """Responses to each problem."""
+    temperature: Annotated[float, Range(0)] = 1.0
+    """0 is greedy."""
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    """Nucleus; 1 is off."""
+    stop_at: Annotated[float, Range(0, 1)] | None = None
+    """End training once an evaluation during it reaches this solve rate."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run."""
+
+    recipe: str
+    """Name of the recipe."""
+    task: TaskConfig
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Of sampling, data order and mini-batches."""
+    steps: Annotated[int, Range(1)] = 1000
+    """Training steps."""
+    algorithm: Algorithm = field(default_factory=Algorithm)
+    rollout: Rollout = field(default_factory=Rollout)
+    policy: Optimizer = field(default_factory=Optimizer)
+    critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-6))
+    compute: Compute = field(default_factory=Compute)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    engine: Literal["torch"] = "torch"
+    """Inference engine."""
+    tensorboard: bool = False
+    """Also log to TensorBoard (extra 'tensorboard')."""
+
+    @property
+    def window(self) -> int:
+        """New tokens per response and step: the schedule's window, or the cap when there is none."""
+        cap = self.rollout.max_response_tokens
+        return cap if self.algorithm.schedule.window is None else self.algorithm.schedule.window
+
+    def with_values(self, **changes: Any) -> RunConfig:
+        """A copy with leaves replaced; dots in field names are double underscores.
+
+        Example: ``config.with_values(seed=1, algorithm__schedule__window=64)``.
+        """
+        return _replace(self, {tuple(k.split("__")): v for k, v in changes.items()})
+
+
+def _replace(node: Any, changes: dict[tuple[str, ...], Any]) -> Any:
+    direct: dict[str, Any] = {}
+    nested: dict[str, dict[tuple[str, ...], Any]] = {}
+    for path, value in changes.items():
+        if len(path) == 1:
+            direct[path[0]] = value
+        else:
+            nested.setdefault(path[0], {})[path[1:]] = value
+    known = {f.name for f in dataclasses.fields(node)}
+    for name in [*direct, *nested]:
+        if name not in known:
+            raise ConfigError(name, "unknown", "one of " + ", ".join(sorted(known)))
+    for name, rest in nested.items():
+        direct[name] = _replace(getattr(node, name), rest)
+    return dataclasses.replace(node, **direct)
+
+
+def validate(config: RunConfig) -> None:
+    """Every range, then every impossible combination. Raises ConfigError before anything is loaded."""
+    check_ranges(config)
+    a, r = config.algorithm, config.rollout
+    if r.slots % r.group_size:
+        near = max(r.group_size, r.slots // r.group_size * r.group_size)
+        raise ConfigError("rollout.slots", r.slots, f"a multiple of rollout.group_size ({r.group_size})", f"use {near}")
+    window = a.schedule.window
+    if window is not None and window < r.max_response_tokens and window <= a.filter.ignore_last:
+        raise ConfigError(
+            "algorithm.schedule.window",
+            window,
+            f"more than algorithm.filter.ignore_last ({a.filter.ignore_last})",
+            "an unfinished window would train nothing; use a longer window or drop fewer tokens",
+        )
+    if window is not None and r.max_response_tokens < window:
+        raise ConfigError(
+            "rollout.max_response_tokens",
+            r.max_response_tokens,
+            f"at least algorithm.schedule.window ({window})",
+            "a cap shorter than the window truncates nothing; a window of None is plain PPO",
+        )
+    if a.advantage.estimator == "gae" and window is not None and window < r.max_response_tokens:
+        raise ConfigError(
+            "algorithm.advantage.estimator",
+            "gae",
+            "'egae' when the window is shorter than the cap",
+            "gae would punish every unfinished response as if it had ended; "
+            "for that ablation use egae with boundary 'terminal'",
+        )
+    for name, value, wanted in [
+        ("boundary", a.advantage.boundary, "repeat"),
+        ("ignore_last", a.filter.ignore_last, 0),
+    ]:
+        if a.advantage.estimator == "gae" and value != wanted:
+            part = "advantage" if name == "boundary" else "filter"
+            raise ConfigError(f"algorithm.{part}.{name}", value, f"{wanted!r} with estimator 'gae'", "it has no effect")
+    if (a.policy_loss.aggregation == "constant") != (a.policy_loss.constant_length is not None):
+        raise ConfigError(
+            "algorithm.policy_loss.constant_length",
+            a.policy_loss.constant_length,
+            "a length with aggregation 'constant', and None otherwise",
+        )
+    if a.value_target.aggregation == "constant":
+        raise ConfigError("algorithm.value_target.aggregation", "constant", "a mean: values need no length normaliser")
+    if (a.value_target.clip_low is None) != (a.value_target.clip_high is None):
+        raise ConfigError("algorithm.value_target.clip_low", a.value_target.clip_low, "both clips or neither")
+    if config.evaluation.stop_at is not None and not config.evaluation.every:
+        raise ConfigError("evaluation.every", 0, "above 0 when evaluation.stop_at is set")
+    if a.value_target.warmup_steps > config.steps:
+        raise ConfigError(
+            "algorithm.value_target.warmup_steps",
+            a.value_target.warmup_steps,
+            f"at most steps ({config.steps})",
+            "the policy would never train; equal numbers are value pretraining",
+        )
+    config.task.validate(config)

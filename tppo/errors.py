@@ -1,0 +1,48 @@
+"""What this library raises. Everything a user can cause derives from :class:`TPPOError`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class TPPOError(Exception):
+    """Base class of all errors raised on purpose."""
+
+
+class ConfigError(TPPOError, ValueError):
+    """A configuration that cannot be run.
+
+    >>> raise ConfigError("algorithm.schedule.window", 4, "more than filter.ignore_last (8)", "use a longer window")
+    Traceback (most recent call last):
+    ...
+    tppo.errors.ConfigError: algorithm.schedule.window = 4: expected more than filter.ignore_last (8); \
+use a longer window
+    """
+
+    def __init__(self, field: str, found: Any, expected: str, remedy: str = "") -> None:
+        self.field, self.found, self.expected, self.remedy = field, found, expected, remedy
+        super().__init__(f"{field} = {found!r}: expected {expected}" + (f"; {remedy}" if remedy else ""))
+
+
+class DataError(TPPOError, ValueError):
+    """A prompt, response or file whose content cannot be used."""
+
+
+class EngineError(TPPOError, RuntimeError):
+    """An inference engine broke its contract."""
+
+
+class RewardError(TPPOError, RuntimeError):
+    """A reward function raised or returned something that is not a finite number."""
+
+
+class NonFiniteError(TPPOError, ArithmeticError):
+    """A NaN or an infinity where training needs a number; names the tensor, the step and the responses."""
+
+    def __init__(self, tensor: str, step: int, responses: Sequence[int], count: int) -> None:
+        self.tensor, self.step, self.responses, self.count = tensor, step, tuple(responses), count
+        shown = ", ".join(str(uid) for uid in self.responses[:8]) + (", ..." if len(self.responses) > 8 else "")
+        where = f"in responses [{shown}]" if self.responses else "in no single response"
+        super().__init__(
+            f"{tensor} has {count} non-finite value(s) at step {step}, {where}; nothing was updated with it. "
+            "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
+        )

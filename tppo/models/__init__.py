@@ -1,0 +1,1 @@
+"""Policies and critics behind one interface: tables and transformers."""

@@ -1,0 +1,51 @@
+"""What the loop asks of a model: hidden states of every position, and a head applied only where something trains.
+
+A policy and a critic are ``torch.nn.Module`` s. The split in two (``hidden``, then ``logits`` or ``values``) is what
+keeps logits of 24k tokens times 152k words from ever existing at once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+
+
+class DecodeState(Protocol):
+    """Rows being decoded: a key/value cache, or whatever the model needs to go on. Rows keep their own lengths."""
+
+    def prefill(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Take right-padded contexts into rows first_row, first_row + 1, ...; hidden state of each last token [B, D]."""
+
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        """Append one token to each of the first len(tokens) rows; hidden state of each [B, D]."""
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Overwrite rows ``target`` with rows ``source`` (int64, disjoint), to close the gaps finished rows leave."""
+
+
+@runtime_checkable
+class PolicyModel(Protocol):
+    """A causal language model."""
+
+    vocab_size: int
+
+    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden state after each token of right-padded rows [B, T, D]; position p does not depend on later tokens."""
+
+    def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token [X, V]."""
+
+    def decode_state(self, rows: int, capacity: int) -> DecodeState:
+        """Room for ``rows`` sequences of at most ``capacity`` tokens."""
+
+
+@runtime_checkable
+class CriticModel(Protocol):
+    """A state-value function over token prefixes."""
+
+    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """As for the policy [B, T, D]."""
+
+    def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """V of each prefix [X]."""

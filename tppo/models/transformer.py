@@ -1,0 +1,157 @@
+"""Hugging Face causal language models as policy and critic, with a static key/value cache whose rows have their own
+lengths (no left padding, no wasted positions)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from tppo.errors import ConfigError
+
+
+class TransformerPolicy(nn.Module):
+    """A causal LM whose output layer is applied only to chosen positions.
+
+    model: any Hugging Face model with full causal attention in every layer (Qwen2, Qwen3, Llama, ...).
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        _require_full_attention(model.config)
+        self.model = model
+        self.vocab_size: int = model.config.vocab_size
+
+    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, T, D] of right-padded rows: causal attention never looks at the padding."""
+        return self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """Logits [X, V]."""
+        return self.model.get_output_embeddings()(hidden_XD)
+
+    def decode_state(self, rows: int, capacity: int) -> TransformerDecodeState:
+        """An empty static cache."""
+        return TransformerDecodeState(self.model.base_model, rows, capacity)
+
+
+class TransformerCritic(nn.Module):
+    """The body of a causal LM and a scalar head, zero at the start: V = 0 everywhere, whatever the body says.
+
+    body: a Hugging Face base model (no output layer). It is owned, not copied.
+    """
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        _require_full_attention(body.config)
+        self.body = body
+        self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden states [B, T, D]."""
+        return self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """V [X], in float32 at least."""
+        value = self.head(hidden_XD).squeeze(-1)
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _require_full_attention(config: Any) -> None:
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ConfigError(
+            "model.layer_types",
+            sorted(kinds),
+            "full_attention in every layer",
+            "the static cache keeps every position; use another engine for sliding-window or recurrent layers",
+        )
+
+
+class _RowCache(Cache):
+    """Keys and values [layer][row, head, position, head_dim], written at each row's own position.
+
+    Only the part that is in use is handed to attention: the first ``live`` rows and ``width`` positions.
+    """
+
+    def __init__(self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        heads = config.num_key_value_heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, heads, capacity, dim)
+        # Zeros, not empty: attention multiplies masked positions by zero, and zero times NaN is NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.vals = torch.zeros(shape, dtype=dtype, device=device)
+        self.first_row = 0
+        self.position_B: torch.Tensor | None = None  # None while prefilling
+        self.width = 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Called by the model's attention layers."""
+        keys, vals = self.keys[layer_idx], self.vals[layer_idx]
+        batch, _, length, _ = key_states.shape
+        if self.position_B is None:
+            rows = slice(self.first_row, self.first_row + batch)
+            keys[rows, :, :length] = key_states
+            vals[rows, :, :length] = value_states
+            return key_states, value_states
+        index = torch.arange(batch, device=keys.device)
+        keys[index, :, self.position_B] = key_states[:, :, 0]
+        vals[index, :, self.position_B] = value_states[:, :, 0]
+        return keys[:batch, :, : self.width], vals[:batch, :, : self.width]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Zero: positions are given explicitly."""
+        return 0
+
+
+class TransformerDecodeState:
+    """Incremental decoding over a static cache."""
+
+    def __init__(self, body: Any, rows: int, capacity: int) -> None:
+        self.body = body
+        weight = next(body.parameters())
+        self.cache = _RowCache(body.config, rows, capacity, weight.dtype, weight.device)
+        self.lengths = torch.zeros(rows, dtype=torch.int64, device=weight.device)
+        self.positions = torch.arange(capacity, device=weight.device)
+
+    def prefill(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, first_row: int) -> torch.Tensor:
+        """Run whole contexts with ordinary causal attention and keep their keys and values."""
+        batch, length = ids_BT.shape
+        self.cache.first_row, self.cache.position_B = first_row, None
+        mask = torch.ones(length, length, dtype=torch.bool, device=ids_BT.device).tril().expand(batch, 1, -1, -1)
+        hidden = self.body(
+            input_ids=ids_BT,
+            attention_mask=mask,
+            position_ids=self.positions[:length].expand(batch, -1),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.lengths[first_row : first_row + batch] = lengths_B
+        return hidden[torch.arange(batch, device=hidden.device), lengths_B - 1]
+
+    def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        """One token a row."""
+        batch = len(tokens_B)
+        position = self.lengths[:batch].clone()
+        width = int(position.max()) + 1
+        self.cache.position_B, self.cache.width = position, width
+        mask = (self.positions[:width] <= position[:, None])[:, None, None, :]
+        hidden = self.body(
+            input_ids=tokens_B[:, None],
+            attention_mask=mask,
+            position_ids=position[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.lengths[:batch] += 1
+        return hidden[:, 0]
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy rows inside the cache."""
+        self.cache.keys[:, target] = self.cache.keys[:, source]
+        self.cache.vals[:, target] = self.cache.vals[:, source]
+        self.lengths[target] = self.lengths[source]

@@ -1,0 +1,83 @@
+"""Ranges of configuration fields, declared where the field is, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tppo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Closed interval [low, high]; ``above`` makes the lower end open. ``unit`` is for messages and help.
+
+    >>> Range(0, 1).problem(1.5)
+    'a number in [0, 1]'
+    >>> Range(0, above=True).problem(0.0)
+    'a number in (0, inf)'
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+    above: bool = False
+
+    def problem(self, value: float) -> str | None:
+        """What was expected, or None when ``value`` is in the interval."""
+        if (value > self.low if self.above else value >= self.low) and value <= self.high:
+            return None
+        left = "(" if self.above or math.isinf(self.low) else "["
+        right = ")" if math.isinf(self.high) else "]"
+        return f"a number in {left}{self.low:g}, {self.high:g}{right}" + (f" [{self.unit}]" if self.unit else "")
+
+
+def fields_of(config: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, type with its annotations, value) of each field of a dataclass instance."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        yield field.name, hints[field.name], getattr(config, field.name)
+
+
+def check_ranges(config: Any, path: str = "") -> None:
+    """Walk a tree of dataclasses and check every leaf's type and range. Raises ConfigError at the first bad leaf."""
+    for name, hint, value in fields_of(config):
+        here = f"{path}.{name}" if path else name
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            check_ranges(value, here)
+        else:
+            _check_leaf(here, hint, value)
+
+
+def _check_leaf(path: str, hint: Any, value: Any) -> None:
+    marks: tuple[Any, ...] = ()
+    if typing.get_origin(hint) is typing.Annotated:
+        hint, *rest = typing.get_args(hint)
+        marks = tuple(rest)
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in choices:
+        return
+    literals = [x for c in choices if typing.get_origin(c) is typing.Literal for x in typing.get_args(c)]
+    if literals:
+        if value not in literals:
+            raise ConfigError(path, value, "one of " + ", ".join(map(repr, literals)))
+        return
+    if int in choices or float in choices:
+        wants_int = float not in choices
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (wants_int and not isinstance(value, int)):
+            raise ConfigError(path, value, "a whole number" if wants_int else "a number")
+        if not math.isfinite(value):
+            raise ConfigError(path, value, "a finite number")
+        for mark in marks:
+            if isinstance(mark, Range) and (expected := mark.problem(value)):
+                raise ConfigError(path, value, expected)
+    elif bool in choices and not isinstance(value, bool):
+        raise ConfigError(path, value, "True or False")
+    elif str in choices and not isinstance(value, str):
+        raise ConfigError(path, value, "text")
