@@ -1,0 +1,42 @@
+"""AdamW with linear warm-up, gradient clipping and a refusal of non-finite gradients."""
+
+from __future__ import annotations
+
+import torch
+
+from tppo.config import Optimizer
+from tppo.finite import check_finite
+
+
+class ModelOptimizer:
+    """Optimiser of one model. Weight decay goes to matrices only, not to biases and norms."""
+
+    def __init__(self, module: torch.nn.Module, config: Optimizer) -> None:
+        self.config = config
+        self.named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for _, p in self.named if p.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [p for _, p in self.named if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        betas = (config.beta1, config.beta2)
+        self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas)
+        warmup = config.warmup_updates
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adamw, lambda n: min(1.0, (n + 1) / (warmup + 1)))
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adamw.zero_grad(set_to_none=True)
+
+    def step(self, *, name: str, step: int) -> float:
+        """One update; returns the gradient norm before clipping. Raises NonFiniteError instead of updating."""
+        parameters = [p for _, p in self.named]
+        limit = self.config.grad_clip
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        if not bool(torch.isfinite(norm)):
+            for weight, p in self.named:
+                if p.grad is not None:
+                    check_finite(f"gradient of {name} weight {weight}", p.grad, step=step)
+            check_finite(f"gradient norm of {name}", norm, step=step)
+        self.adamw.step()
+        self.schedule.step()
+        return float(norm)

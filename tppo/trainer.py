@@ -1,0 +1,147 @@
+"""The training loop. One function, ten verbs, every scale: see :meth:`Trainer.step`.
+
+Departures from the authors' port of T-PPO are listed in ``tppo.algorithms.tppo``.
+"""
+
+from __future__ import annotations
+
+import copy
+from array import array
+from typing import Any
+
+import torch
+
+from tppo.config import RunConfig
+from tppo.engines.base import Engine, Sampling
+from tppo.estimate import estimate_advantages, value_targets
+from tppo.evaluate import EvalResult, evaluate
+from tppo.finite import check_finite
+from tppo.metrics import PhaseClock, critic_metrics, policy_metrics, rollout_metrics
+from tppo.model_call import logprobs_of, values_of
+from tppo.optim import ModelOptimizer
+from tppo.rewards import grade
+from tppo.types import TokenBatch
+from tppo.update import update_critic, update_policy
+from tppo.window import SlotWindow
+from tppo.workload import Workload
+
+
+class Trainer:
+    """State of a run: models, optimisers, the responses in flight, and two counters.
+
+    ``steps_done`` counts steps; ``version`` counts changes of the policy's weights.
+    """
+
+    def __init__(self, config: RunConfig, workload: Workload, engine: Engine) -> None:
+        self.config, self.workload, self.engine = config, workload, engine
+        self.policy, self.critic = workload.policy, workload.critic
+        assert isinstance(self.policy, torch.nn.Module)
+        assert isinstance(self.critic, torch.nn.Module)
+        self.policy_module: torch.nn.Module = self.policy
+        self.policy_optimizer = ModelOptimizer(self.policy, config.policy)
+        self.critic_optimizer = ModelOptimizer(self.critic, config.critic)
+        keeps_reference = config.algorithm.policy_loss.kl_coef > 0
+        self.reference = copy.deepcopy(self.policy) if keeps_reference else None
+        self.window = SlotWindow(
+            workload.prompts,
+            slots=config.rollout.slots,
+            group_size=config.rollout.group_size,
+            window=config.window,
+            max_response_tokens=config.rollout.max_response_tokens,
+        )
+        self.sampling = Sampling(config.rollout.temperature, workload.stop_ids, config.seed)
+        self.steps_done = 0
+        self.version = 0
+
+    def step(self) -> dict[str, Any]:
+        """One step of training; returns its metrics."""
+        c, algorithm, clock = self.config, self.config.algorithm, PhaseClock()
+        call = {"max_tokens": c.compute.micro_batch_tokens}
+        score = call | {"chunk": c.compute.logit_chunk_tokens, "temperature": c.rollout.temperature}
+
+        responses = self.window.admit()
+        with clock.phase("load_policy"):
+            self.load_policy()
+        with clock.phase("generate"):
+            self.window.extend(self.engine.generate(self.window.requests(), self.sampling), self.version)
+        with clock.phase("grade"):
+            grade(responses, self.workload.reward, self.workload.decode)
+        batch = TokenBatch.of(responses)
+        with clock.phase("values"):
+            recompute = algorithm.value_target.old_values == "recompute"
+            need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
+            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **call)
+            check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
+            stored_N = self._store_values(batch, values_N)
+            values_N = values_N if recompute else stored_N
+        with clock.phase("logprobs"):
+            old_N, entropy_N = logprobs_of(self.policy, batch, batch.window_N, **score)
+            check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
+        estimate = estimate_advantages(
+            algorithm, batch, values_N, cut_S, window=c.window, max_length=c.rollout.max_response_tokens
+        )
+        returns_N = value_targets(algorithm, batch, values_N)
+        with clock.phase("update_critic"):
+            critic_stats = update_critic(
+                self.critic,
+                self.critic_optimizer,
+                batch,
+                returns_N=returns_N,
+                old_values_N=values_N,
+                loss=algorithm.value_target,
+                compute=c.compute,
+                step=self.steps_done,
+                seed=c.seed,
+            )
+        metrics = {
+            "step": self.steps_done,
+            "policy_version": self.version,
+            **rollout_metrics(responses, batch),
+            **critic_metrics(batch, stored_N, values_N, cut_S, returns_N),
+            **policy_metrics(batch, estimate, old_N, entropy_N, self.version),
+            **critic_stats,
+        }
+        if self.steps_done >= algorithm.value_target.warmup_steps:
+            with clock.phase("update_policy"):
+                reference_N = None
+                if self.reference is not None:
+                    reference_N, _ = logprobs_of(self.reference, batch, estimate.keep_N, **score)
+                policy_stats = update_policy(
+                    self.policy,
+                    self.policy_optimizer,
+                    batch,
+                    estimate,
+                    old_logprobs_N=old_N,
+                    reference_N=reference_N,
+                    loss=algorithm.policy_loss,
+                    temperature=c.rollout.temperature,
+                    compute=c.compute,
+                    step=self.steps_done,
+                    seed=c.seed,
+                )
+            metrics |= policy_stats
+            self.version += policy_stats["policy_updates"] > 0
+            clock.tokens["update_policy"] = int(estimate.keep_N.sum())
+        self.window.retire()
+        new_tokens = int(batch.window_N.sum())
+        clock.tokens |= dict.fromkeys(("generate", "values", "logprobs"), new_tokens)
+        clock.tokens["update_critic"] = int(batch.lengths_S[batch.finished_S].sum())
+        self.steps_done += 1
+        return metrics | clock.metrics()
+
+    def load_policy(self) -> None:
+        """Give the engine the newest weights."""
+        self.engine.load_policy(self.policy_module.named_parameters(), self.version)
+
+    def evaluate(self) -> EvalResult:
+        """Held-out evaluation of the policy as it is now."""
+        self.load_policy()
+        return evaluate(self.workload, self.engine, self.config)
+
+    def _store_values(self, batch: TokenBatch, values_N: torch.Tensor) -> torch.Tensor:
+        """Keep this window's values with their responses; return the stored values of all tokens."""
+        for i, response in enumerate(self.window.in_flight):
+            first, last = batch.offsets[i] + response.start, batch.offsets[i + 1]
+            response.values.extend(values_N[first:last].tolist())
+        stored = array("d", (v for r in self.window.in_flight for v in r.values))
+        return torch.tensor(stored, dtype=values_N.dtype)
