@@ -1,0 +1,53 @@
+"""Recipes: functions that return one frozen configuration. Found by the command line through entry points.
+
+A PPO twin differs from its T-PPO recipe in the algorithm alone: window = maximum length, plain GAE, no token filter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from paper_repro.token_mdp_task import TokenMDPTask
+from tppo.algorithms import Algorithm, ppo, tppo
+from tppo.config import Evaluation, Optimizer, Rollout, RunConfig
+
+
+def token_mdp() -> RunConfig:
+    """T-PPO on a reasoning ladder: a table of logits, with the exact return of every policy known."""
+    table = Optimizer(lr=0.05, weight_decay=0.0, mini_batch=32, grad_clip=None)
+    return RunConfig(
+        recipe="token-mdp",
+        task=TokenMDPTask(),
+        steps=100,
+        algorithm=_small(tppo(window=8), ignore_last=2, warmup_steps=5),
+        rollout=Rollout(slots=128, group_size=4, max_response_tokens=64),
+        policy=table,
+        critic=table,
+        evaluation=Evaluation(every=25, problems=512),
+    )
+
+
+def token_mdp_ppo() -> RunConfig:
+    """PPO on the same reasoning ladder: whole responses every step."""
+    return _ppo_twin(token_mdp())
+
+
+def _small(algorithm: Algorithm, *, ignore_last: int, warmup_steps: int) -> Algorithm:
+    """Fewer dropped tokens for a shorter window, a shorter warm-up for a shorter run; all else as recommended."""
+    return dataclasses.replace(
+        algorithm,
+        filter=dataclasses.replace(algorithm.filter, ignore_last=ignore_last),
+        value_target=dataclasses.replace(algorithm.value_target, warmup_steps=warmup_steps),
+    )
+
+
+def _ppo_twin(config: RunConfig) -> RunConfig:
+    twin = ppo()
+    algorithm = dataclasses.replace(
+        config.algorithm,
+        name=twin.name,
+        schedule=twin.schedule,
+        filter=twin.filter,
+        advantage=dataclasses.replace(config.algorithm.advantage, estimator=twin.advantage.estimator),
+    )
+    return dataclasses.replace(config, recipe=f"{config.recipe}-ppo", algorithm=algorithm)

@@ -1,0 +1,127 @@
+"""The command line. Nothing heavy is imported before it is needed, so that help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tppo.errors import ConfigError, TPPOError
+
+if TYPE_CHECKING:
+    from tppo.config import RunConfig
+
+_EPILOG = """examples:
+  tppo train toy-language                        learn a toy language by T-PPO, in minutes on a laptop
+  tppo train token-mdp --seed 3 --out runs/a     a token MDP with an exactly known optimum
+  tppo train toy-language --help                 every field of the recipe, with its meaning
+  tppo train toy-language --algorithm.schedule.window 64 --algorithm.advantage.boundary critic
+  tppo eval runs/toy-language --evaluation.problems 2000
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 (the run failed), 2 (bad input), 130 (interrupted)."""
+    parser = argparse.ArgumentParser(
+        prog="tppo",
+        description="Truncated PPO for language models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a recipe", add_help=False, usage=_usage("train RECIPE [--out DIR]"))
+    train.add_argument("recipe", nargs="?")
+    train.add_argument("--out", type=Path)
+    train.add_argument("--quiet", action="store_true")
+    evaluate = commands.add_parser("eval", help="evaluate a trained run", add_help=False, usage=_usage("eval RUN"))
+    evaluate.add_argument("run", nargs="?", type=Path)
+    commands.add_parser("recipes", help="list the recipes")
+    show = commands.add_parser("show", help="print a recipe's resolved configuration", add_help=False)
+    show.add_argument("recipe", nargs="?")
+    known, rest = parser.parse_known_args(argv)
+    if known.command == "recipes" and rest:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        return {"train": _train, "eval": _eval, "recipes": _recipes, "show": _show}[known.command](known, rest)
+    except ConfigError as error:
+        print(f"tppo: {error}", file=sys.stderr)
+        return 2
+    except TPPOError as error:
+        print(f"tppo: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _usage(form: str) -> str:
+    return f"tppo {form} [--any.field value ...]"
+
+
+def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
+    from tppo.config import validate
+    from tppo.recipes import load_recipe, recipe_entry_points
+
+    if recipe is None:
+        names = ", ".join(recipe_entry_points())
+        if {"-h", "--help"} & set(rest):
+            print(f"usage: {_usage(f'{command} RECIPE')}\n\nrecipes: {names}\nfor all fields: tppo {command} RECIPE --help")
+            raise SystemExit(0)
+        raise ConfigError("recipe", None, f"a name: {names}")
+    return _override(load_recipe(recipe), rest, f"tppo {command} {recipe}", validate)
+
+
+def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
+    import tyro
+
+    config = tyro.cli(type(config), default=config, args=rest, prog=prog)
+    validate(config)
+    return config
+
+
+def _train(known: argparse.Namespace, rest: list[str]) -> int:
+    config = _configure(known.recipe, rest, "train")
+    from tppo.runs import free_folder
+    from tppo.train import run
+
+    out = known.out or free_folder(config.recipe)
+    summary = run(config, out, progress=not known.quiet)
+    print(json.dumps(summary, indent=2))
+    print(f"written to {out}: config.json, metrics.jsonl, summary.json, curves.png, policy/")
+    return 130 if summary["interrupted"] else 0
+
+
+def _eval(known: argparse.Namespace, rest: list[str]) -> int:
+    if known.run is None:
+        if {"-h", "--help"} & set(rest):
+            print(f"usage: {_usage('eval RUN')}\n\nRUN is a folder that 'tppo train' wrote")
+            return 0
+        raise ConfigError("run", None, "the folder of a run")
+    from tppo.config import validate
+    from tppo.reload import read_config
+
+    config = _override(read_config(known.run), rest, f"tppo eval {known.run}", validate)
+    from tppo.parts import build_trainer
+
+    trainer = build_trainer(config)
+    trainer.workload.load(trainer.policy, known.run / "policy")
+    result = trainer.evaluate()
+    print(json.dumps(result.summary() | trainer.workload.report(trainer.policy), indent=2))
+    return 0
+
+
+def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.recipes import recipe_entry_points
+
+    for name, entry in recipe_entry_points().items():
+        doc = (entry.load().__doc__ or "").strip().splitlines()
+        print(f"{name:<20} {doc[0] if doc else ''}")
+    return 0
+
+
+def _show(known: argparse.Namespace, rest: list[str]) -> int:
+    config = _configure(known.recipe, rest, "show")
+    from tppo.runs import as_dict
+
+    print(json.dumps(as_dict(config), indent=2))
+    return 0

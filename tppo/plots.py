@@ -1,0 +1,126 @@
+"""The figure beside every run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_BLUE, _ORANGE, _GREEN, _RED, _GREY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F", "#CC79A7"  # safe for colour blindness
+
+
+def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
+    """Six panels over training steps: what was learned, what it cost, and what the algorithm did. Nothing if no step."""
+    if not rows:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 7.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3)
+    for draw, ax in zip((_solved, _lengths, _slots, _critic, _trust, _time), axes.flat, strict=True):
+        draw(ax, rows, summary)
+        ax.set_xlabel("training step")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
+    minutes = summary.get("train_seconds", 0.0) / 60
+    figure.suptitle(
+        f"{summary.get('recipe', '')} ({summary.get('algorithm', '')}, seed {summary.get('seed', '')}): "
+        f"{len(rows)} steps, {rows[-1].get('tokens_generated', 0):,} tokens, {minutes:.1f} min of training"
+        + (" (interrupted)" if summary.get("interrupted") else ""),
+        fontsize=12,
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(r["step"] + 1, r[name]) for r in rows if r.get(name) is not None]
+    x, y = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(x, dtype=float), np.array(y, dtype=float)
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """Centred moving average over about a thirtieth of the run; the ends average over what there is."""
+    width = max(1, len(y) // 30) // 2 * 2 + 1
+    kernel = np.ones(width)
+    return np.convolve(y, kernel, "same") / np.convolve(np.ones(len(y)), kernel, "same") if len(y) else y
+
+
+def _line(ax: Any, rows: list[dict[str, Any]], name: str, label: str, color: str, style: str = "-") -> bool:
+    x, y = _series(rows, name)
+    if len(x):
+        ax.plot(x, y, color=color, alpha=0.2, lw=0.8)
+        ax.plot(x, _smooth(y), style, color=color, label=label, lw=1.8)
+    return bool(len(x))
+
+
+def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    _line(ax, rows, "solve_rate", "training problems that finished", _GREY)
+    x, y = _series(rows, "held_out_solve_rate")
+    _, error = _series(rows, "held_out_standard_error")
+    if summary.get("solve_rate_base") is not None:
+        x, y = np.r_[0, x], np.r_[summary["solve_rate_base"], y]
+        error = np.r_[summary.get("solve_rate_base_se") or 0.0, error]
+    if summary.get("solve_rate_final") is not None and (not len(x) or x[-1] < rows[-1]["step"] + 1):
+        x, y = np.r_[x, rows[-1]["step"] + 1], np.r_[y, summary["solve_rate_final"]]
+        error = np.r_[error, summary.get("solve_rate_final_se") or 0.0]
+    ax.errorbar(x, y, yerr=1.96 * error, color=_BLUE, marker="o", ms=4, capsize=2, label="held-out, 95% interval", lw=1.8)
+    ax.set(title="Problems solved", ylabel="share solved", ylim=(0, 1.02))
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def _lengths(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    _line(ax, rows, "length_max", "longest", _RED)
+    _line(ax, rows, "length_p99", "99th percentile", _ORANGE)
+    _line(ax, rows, "length_mean", "mean", _BLUE)
+    _line(ax, rows, "length_median", "median", _GREEN)
+    ax.set(title="Length of finished responses", ylabel="tokens (log scale)", yscale="log")
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
+    ax.legend(fontsize=8)
+
+
+def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    x, finished = _series(rows, "finished")
+    _, unfinished = _series(rows, "unfinished")
+    ax.stackplot(
+        x, _smooth(finished), _smooth(unfinished), colors=[_BLUE, _ORANGE], alpha=0.75,
+        labels=["finished", "carried to the next step"],
+    )  # fmt: skip
+    ax.set(title="Slots", ylabel="responses", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    _line(ax, rows, "explained_variance_finished", "tokens of the last window", _BLUE)
+    _line(ax, rows, "explained_variance_unfinished", "tokens sampled before the end was seen", _ORANGE)
+    ax.axhline(0, color="k", lw=0.6)
+    ax.set(title="Critic: explained variance of the return", ylabel="explained variance", ylim=(-1, 1.02))
+    ax.legend(loc="lower right", fontsize=8)
+
+
+def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    _line(ax, rows, "entropy", "entropy [nats]", _BLUE)
+    ax.set(title="Policy: entropy (left), KL and clipping (right)", ylabel="entropy [nats]", ylim=(0, None))
+    twin = ax.twinx()
+    _line(twin, rows, "policy_kl", "KL of the update [nats]", _RED)
+    _line(twin, rows, "clip_fraction_high", "clipped above", _ORANGE, "--")
+    _line(twin, rows, "clip_fraction_low", "clipped below", _GREEN, "--")
+    twin.set(ylabel="KL [nats], share clipped", ylim=(0, None))
+    twin.spines["top"].set_visible(False)
+    lines = [*ax.get_lines(), *twin.get_lines()]
+    named = [line for line in lines if not line.get_label().startswith("_")]
+    ax.legend(named, [line.get_label() for line in named], fontsize=8)
+
+
+def _time(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    phases = {
+        "generate": _BLUE, "values": _GREEN, "logprobs": _GREY, "update_critic": _ORANGE, "update_policy": _PINK,
+    }  # fmt: skip
+    x = np.array([r["step"] + 1 for r in rows], dtype=float)
+    y = [_smooth(np.array([r.get(f"seconds_{p}") or 0.0 for r in rows])) for p in phases]
+    ax.stackplot(x, *y, colors=list(phases.values()), alpha=0.75, labels=[p.replace("_", " ") for p in phases])
+    ax.set(title="Time of a step by phase", ylabel="seconds", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
+    ax.legend(fontsize=8, ncols=2)

@@ -1,0 +1,50 @@
+"""Reading back the configuration of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tppo.config import RunConfig, TaskConfig
+from tppo.errors import ConfigError, DataError
+from tppo.recipes import recipe_entry_points
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration in ``run/config.json``.
+
+    The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
+    cannot make this import what it likes.
+    """
+    path = run / "config.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+        task = dict(tree.pop("task"))
+        wanted = task.pop("class")
+    except OSError as error:
+        raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
+    module, _, name = wanted.partition(":")
+    homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
+    if not any(module == home or module.startswith(home + ".") for home in homes):
+        raise DataError(f"{path}: task class {wanted!r} belongs to no installed recipe package")
+    cls = getattr(import_module(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, TaskConfig)):
+        raise DataError(f"{path}: {wanted!r} is not a task")
+    return _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+
+
+def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := set(tree) - set(names):
+        raise DataError(f"{path}: unknown field(s) {sorted(unknown)} of {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{k: _rebuild(hints[k], v, path) if dataclasses.is_dataclass(hints[k]) and isinstance(v, dict) else v
+           for k, v in tree.items()}
+    )  # fmt: skip
