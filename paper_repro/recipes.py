@@ -51,3 +51,6 @@ def _ppo_twin(config: RunConfig) -> RunConfig:
         advantage=dataclasses.replace(config.algorithm.advantage, estimator=twin.advantage.estimator),
     )
     return dataclasses.replace(config, recipe=f"{config.recipe}-ppo", algorithm=algorithm)
+
+
+RECIPES = {"token-mdp": token_mdp, "token-mdp-ppo": token_mdp_ppo}

@@ -115,6 +115,7 @@ class TokenMDPTask(TaskConfig):
         try:
             mdp = self.mdp(config.rollout.max_response_tokens)
         except ValueError as error:
-            raise ConfigError("task", f"{self.family}, size {self.size}, {self.num_tokens} tokens", "a valid table", str(error)) from None
+            found = f"{self.family}, size {self.size}, {self.num_tokens} tokens"
+            raise ConfigError("task", found, "a valid table", str(error)) from None
         if not (mdp.deterministic and mdp.ends_only_by_stop_token):
             raise ConfigError("task.family", self.family, "a table whose state is a function of the tokens so far")

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    train = commands.add_parser("train", help="train a recipe", add_help=False, usage=_usage("train RECIPE [--out DIR]"))
+    usage = _usage("train RECIPE [--out DIR] [--quiet]")
+    train = commands.add_parser("train", help="train a recipe", add_help=False, usage=usage)
     train.add_argument("recipe", nargs="?")
     train.add_argument("--out", type=Path)
     train.add_argument("--quiet", action="store_true")
@@ -65,7 +66,8 @@ def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
     if recipe is None:
         names = ", ".join(recipe_entry_points())
         if {"-h", "--help"} & set(rest):
-            print(f"usage: {_usage(f'{command} RECIPE')}\n\nrecipes: {names}\nfor all fields: tppo {command} RECIPE --help")
+            print(f"usage: {_usage(f'{command} RECIPE')}\n\nrecipes: {names}")
+            print(f"for all fields: tppo {command} RECIPE --help")
             raise SystemExit(0)
         raise ConfigError("recipe", None, f"a name: {names}")
     return _override(load_recipe(recipe), rest, f"tppo {command} {recipe}", validate)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tppo.advantages import egae, gae, lambda_returns, length_adaptive_lambda
+from tppo.advantages import discounted_returns, egae, gae, lambda_returns, length_adaptive_lambda
 from tppo.algorithms.base import Algorithm
 from tppo.filters import shape_advantages, window_mask
 from tppo.types import TokenBatch
@@ -14,7 +14,9 @@ from tppo.types import TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """advantages_N: of this window's tokens, zero elsewhere. keep_N: bool, tokens that train the policy. lam_S: lambda."""
+    """advantages_N: of this window's tokens, zero elsewhere. keep_N: bool, tokens that train the policy.
+    lam_S: lambda of each response.
+    """
 
     advantages_N: torch.Tensor
     keep_N: torch.Tensor
@@ -43,7 +45,12 @@ def estimate_advantages(
         lam = torch.full((batch.num_responses,), a.lam, dtype=values.dtype)
     else:
         lam = length_adaptive_lambda(
-            batch.lengths_S, batch.finished_S, alpha=a.lam_alpha, lam_min=a.lam_min, window=window, max_length=max_length
+            batch.lengths_S,
+            batch.finished_S,
+            alpha=a.lam_alpha,
+            lam_min=a.lam_min,
+            window=window,
+            max_length=max_length,
         ).to(values.dtype)
     if a.estimator == "gae":
         advantages = gae(rewards, values, offsets, gamma=a.gamma, lam=lam)
@@ -68,4 +75,7 @@ def estimate_advantages(
 def value_targets(algorithm: Algorithm, batch: TokenBatch, values_N: torch.Tensor) -> torch.Tensor:
     """Targets of the critic [N]; meaningful for finished responses only. Lambda 1 is Monte-Carlo."""
     gamma, lam = algorithm.advantage.gamma, algorithm.value_target.lam
-    return lambda_returns(batch.rewards_N.to(values_N.dtype), values_N, batch.offsets, gamma=gamma, lam=lam)
+    rewards_N = batch.rewards_N.to(values_N.dtype)
+    if lam == 1.0:  # the same equation without the critic's values, hence without their round-off
+        return discounted_returns(rewards_N, batch.offsets, gamma=gamma)
+    return lambda_returns(rewards_N, values_N, batch.offsets, gamma=gamma, lam=lam)

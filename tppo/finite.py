@@ -9,7 +9,9 @@ import torch
 from tppo.errors import NonFiniteError
 
 
-def check_finite(name: str, x: torch.Tensor, *, step: int, uids: Sequence[int] = (), row_N: torch.Tensor | None = None) -> None:
+def check_finite(
+    name: str, x: torch.Tensor, *, step: int, uids: Sequence[int] = (), row_N: torch.Tensor | None = None
+) -> None:
     """Raise NonFiniteError when ``x`` has a NaN or an infinity.
 
     uids: response ids. row_N: index into uids of each entry of ``x``.

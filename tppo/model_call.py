@@ -61,12 +61,15 @@ def micro_batches(
             ids[i, :length] = batch.sequences[row][:length]
         yield MicroBatch(
             rows=torch.tensor([row for _, row, _ in part]),
-            index_X=torch.cat(
-                [torch.where(p < offsets[row + 1] - offsets[row], offsets[row] + p, offsets[-1] + row) for _, row, p in part]
-            ),
+            index_X=torch.cat([_flat_index(offsets, row, p) for _, row, p in part]),
             ids_BT=ids,
             at_X=torch.cat([i * width + prompt[row] - 1 + p for i, (_, row, p) in enumerate(part)]),
         )
+
+
+def _flat_index(offsets: list[int], row: int, positions: torch.Tensor) -> torch.Tensor:
+    first, end = offsets[row], offsets[row + 1]
+    return torch.where(positions < end - first, first + positions, offsets[-1] + row)
 
 
 def hidden_at(model: PolicyModel | CriticModel, micro: MicroBatch, device: torch.device) -> torch.Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-_BLUE, _ORANGE, _GREEN, _RED, _GREY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F", "#CC79A7"  # safe for colour blindness
+# Okabe-Ito: safe for colour blindness.
+_BLUE, _ORANGE, _GREEN, _RED, _GREY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F", "#CC79A7"
 
 
 def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
-    """Six panels over training steps: what was learned, what it cost, and what the algorithm did. Nothing if no step."""
+    """Six panels over training steps: what was learned, what it cost, what the algorithm did. Nothing if no step."""
     if not rows:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,7 +67,8 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
     if summary.get("solve_rate_final") is not None and (not len(x) or x[-1] < rows[-1]["step"] + 1):
         x, y = np.r_[x, rows[-1]["step"] + 1], np.r_[y, summary["solve_rate_final"]]
         error = np.r_[error, summary.get("solve_rate_final_se") or 0.0]
-    ax.errorbar(x, y, yerr=1.96 * error, color=_BLUE, marker="o", ms=4, capsize=2, label="held-out, 95% interval", lw=1.8)
+    label = "held-out, 95% interval"
+    ax.errorbar(x, y, yerr=1.96 * error, color=_BLUE, marker="o", ms=4, capsize=2, label=label, lw=1.8)
     ax.set(title="Problems solved", ylabel="share solved", ylim=(0, 1.02))
     ax.legend(loc="lower right", fontsize=8)
 

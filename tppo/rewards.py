@@ -26,7 +26,6 @@ def grade(responses: Iterable[Response], reward: Reward, decode: Callable[[Seque
             where = f"prompt {response.prompt.id!r}, response {response.uid}"
             raise RewardError(f"the reward function failed on {where}: {type(error).__name__}: {error}") from error
         if not math.isfinite(score):
-            raise RewardError(
-                f"the reward of prompt {response.prompt.id!r}, response {response.uid} is {score}: expected a finite number"
-            )
+            where = f"prompt {response.prompt.id!r}, response {response.uid}"
+            raise RewardError(f"the reward of {where} is {score}: expected a finite number")
         response.reward = score

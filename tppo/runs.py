@@ -82,7 +82,7 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions, git revision, machine."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = version(name)

@@ -6,6 +6,7 @@ Departures from the authors' port of T-PPO are listed in ``tppo.algorithms.tppo`
 from __future__ import annotations
 
 import copy
+import functools
 from array import array
 from typing import Any
 
@@ -56,8 +57,10 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One step of training; returns its metrics."""
         c, algorithm, clock = self.config, self.config.algorithm, PhaseClock()
-        call = {"max_tokens": c.compute.micro_batch_tokens}
-        score = call | {"chunk": c.compute.logit_chunk_tokens, "temperature": c.rollout.temperature}
+        max_tokens = c.compute.micro_batch_tokens
+        score = functools.partial(
+            logprobs_of, temperature=c.rollout.temperature, max_tokens=max_tokens, chunk=c.compute.logit_chunk_tokens
+        )
 
         responses = self.window.admit()
         with clock.phase("load_policy"):
@@ -70,12 +73,12 @@ class Trainer:
         with clock.phase("values"):
             recompute = algorithm.value_target.old_values == "recompute"
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
-            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **call)
+            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, max_tokens=max_tokens)
             check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
             stored_N = self._store_values(batch, values_N)
             values_N = values_N if recompute else stored_N
         with clock.phase("logprobs"):
-            old_N, entropy_N = logprobs_of(self.policy, batch, batch.window_N, **score)
+            old_N, entropy_N = score(self.policy, batch, batch.window_N)
             check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
         estimate = estimate_advantages(
             algorithm, batch, values_N, cut_S, window=c.window, max_length=c.rollout.max_response_tokens
@@ -105,7 +108,7 @@ class Trainer:
             with clock.phase("update_policy"):
                 reference_N = None
                 if self.reference is not None:
-                    reference_N, _ = logprobs_of(self.reference, batch, estimate.keep_N, **score)
+                    reference_N, _ = score(self.reference, batch, estimate.keep_N)
                 policy_stats = update_policy(
                     self.policy,
                     self.policy_optimizer,

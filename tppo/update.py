@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tppo import losses
-from tppo.algorithms.base import PolicyLoss, ValueTarget
+from tppo.algorithms.base import Aggregation, PolicyLoss, ValueTarget
 from tppo.config import Compute
 from tppo.estimate import Estimate
 from tppo.finite import check_finite
@@ -180,7 +180,7 @@ def _ratio_stats(
 
 
 def _aggregate(
-    loss_X: torch.Tensor, batch: TokenBatch, micro: MicroBatch, keep_X: torch.Tensor | None, mode: str
+    loss_X: torch.Tensor, batch: TokenBatch, micro: MicroBatch, keep_X: torch.Tensor | None, mode: Aggregation
 ) -> torch.Tensor:
     """Sum of one micro-batch; its rows are whole, so per-response means are the responses' own."""
     row_X = batch.row_N[micro.index_X]

@@ -54,30 +54,31 @@ def check_ranges(config: Any, path: str = "") -> None:
             _check_leaf(here, hint, value)
 
 
+def _parts(hint: Any) -> list[Any]:
+    """The alternatives of a type and their annotations: ``Annotated[int, Range(1)] | None`` has three."""
+    if typing.get_origin(hint) in (typing.Annotated, typing.Union, types.UnionType):
+        return [part for arg in typing.get_args(hint) for part in _parts(arg)]
+    return [hint]
+
+
 def _check_leaf(path: str, hint: Any, value: Any) -> None:
-    marks: tuple[Any, ...] = ()
-    if typing.get_origin(hint) is typing.Annotated:
-        hint, *rest = typing.get_args(hint)
-        marks = tuple(rest)
-    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None and type(None) in choices:
+    parts = _parts(hint)
+    if value is None and type(None) in parts:
         return
-    literals = [x for c in choices if typing.get_origin(c) is typing.Literal for x in typing.get_args(c)]
+    literals = [x for p in parts if typing.get_origin(p) is typing.Literal for x in typing.get_args(p)]
     if literals:
         if value not in literals:
             raise ConfigError(path, value, "one of " + ", ".join(map(repr, literals)))
-        return
-    if int in choices or float in choices:
-        wants_int = float not in choices
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or (wants_int and not isinstance(value, int)):
-            raise ConfigError(path, value, "a whole number" if wants_int else "a number")
+    elif int in parts or float in parts:
+        whole = float not in parts
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise ConfigError(path, value, "a whole number" if whole else "a number")
         if not math.isfinite(value):
             raise ConfigError(path, value, "a finite number")
-        for mark in marks:
+        for mark in parts:
             if isinstance(mark, Range) and (expected := mark.problem(value)):
                 raise ConfigError(path, value, expected)
-    elif bool in choices and not isinstance(value, bool):
+    elif bool in parts and not isinstance(value, bool):
         raise ConfigError(path, value, "True or False")
-    elif str in choices and not isinstance(value, str):
+    elif str in parts and not isinstance(value, str):
         raise ConfigError(path, value, "text")

@@ -42,7 +42,7 @@ def pick(
     # Float64: in float32 the running sum of 150k probabilities loses the tail and u may round to one.
     probs = logprobs.double().exp()
     if top_p < 1:
-        ordered, order = probs.sort(-1, descending=True, stable=True)
+        ordered, order = torch.sort(probs, dim=-1, descending=True, stable=True)
         outside = ordered.cumsum(-1) - ordered >= top_p  # the token that crosses top_p stays
         probs = probs.scatter(-1, order, ordered.masked_fill(outside, 0))
     cdf = probs.cumsum(-1)

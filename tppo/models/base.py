@@ -15,7 +15,7 @@ class DecodeState(Protocol):
     """Rows being decoded: a key/value cache, or whatever the model needs to go on. Rows keep their own lengths."""
 
     def prefill(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor, first_row: int) -> torch.Tensor:
-        """Take right-padded contexts into rows first_row, first_row + 1, ...; hidden state of each last token [B, D]."""
+        """Take right-padded contexts into rows first_row, first_row + 1, ...; hidden state of last tokens [B, D]."""
 
     def step(self, tokens_B: torch.Tensor) -> torch.Tensor:
         """Append one token to each of the first len(tokens) rows; hidden state of each [B, D]."""

@@ -92,7 +92,7 @@ class _RowCache(Cache):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Called by the model's attention layers."""
         keys, vals = self.keys[layer_idx], self.vals[layer_idx]
-        batch, _, length, _ = key_states.shape
+        batch, length = key_states.shape[0], key_states.shape[2]
         if self.position_B is None:
             rows = slice(self.first_row, self.first_row + batch)
             keys[rows, :, :length] = key_states
