@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def response(
     """A response as it stands after its last window."""
     r = Response(uid=uid, group=uid, prompt=Prompt(id=f"p{uid}", tokens=tuple(prompt)))
     bounds = [*windows, len(tokens)]
-    for k, (first, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for k, (first, end) in enumerate(itertools.pairwise(bounds)):
         r.extend(tokens[first:end], [-1.0 - 0.01 * i for i in range(first, end)], version + k)
     r.status = status
     r.reward = reward if status.finished else None

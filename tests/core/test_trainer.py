@@ -237,7 +237,7 @@ def test_a_reward_that_raises_names_the_prompt() -> None:
 
     trainer = build_trainer(small_token_mdp())
     replace_workload(trainer, reward=broken)
-    with pytest.raises(RewardError, match="failed on prompt 'reasoning ladder/0/.*KeyError"):
+    with pytest.raises(RewardError, match=r"failed on prompt 'reasoning ladder/0/.*KeyError"):
         trainer.step()
 
 

@@ -234,7 +234,7 @@ def test_non_finite_gradients_name_the_weight() -> None:
     assert critic.head.weight.grad is not None
     critic.head.weight.grad[0, 0] = float("inf")
     before = copy.deepcopy(critic)
-    with pytest.raises(NonFiniteError, match="gradient of critic weight head.weight has 1"):
+    with pytest.raises(NonFiniteError, match=r"gradient of critic weight head\.weight has 1"):
         optimizer.step(name="critic", step=0)
     assert states_equal(critic, before)
 

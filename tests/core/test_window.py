@@ -1,9 +1,12 @@
 """Successive batching: slots, groups, statuses, and what a broken engine is told."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reference
 from tppo.engines.base import Continuation
 from tppo.errors import DataError, EngineError
 from tppo.types import Prompt, Status
@@ -124,3 +127,28 @@ def test_a_broken_engine_is_told(change, message) -> None:  # type: ignore[no-un
     w.admit()
     with pytest.raises(EngineError, match=message):
         w.extend(change(answer(w, {})), version=0)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(0, 12),
+    st.lists(st.integers(1, 20), min_size=64, max_size=64),
+)
+def test_schedule_equals_the_reference(group: int, groups: int, window: int, extra: int, ends: list[int]) -> None:
+    """Step by step, slot by slot: which tokens of which sample, and its status afterwards."""
+    cap, slots = window + extra, group * groups
+    w = make(slots=slots, group_size=group, window=window, cap=cap)
+    length_of = lambda sample: ends[(sample[0] * group + sample[1]) % 64]  # noqa: E731
+    steps = reference.successive_batches(
+        itertools.count(), length_of=length_of, slots=slots, group_size=group, window=window, max_length=cap
+    )
+    for step, expected in zip(range(8), steps, strict=False):
+        batch = w.admit()
+        stops = {r.uid: length_of((r.group, r.uid % group)) - len(r.tokens) for r in batch}
+        w.extend(answer(w, {uid: n for uid, n in stops.items() if n <= window}), version=step)
+        got = [((r.group, r.uid % group), r.start, len(r.tokens), r.status.value) for r in batch]
+        assert got == [(e.sample, e.start, e.end, e.status) for e in expected]
+        w.retire()
