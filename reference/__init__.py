@@ -1,0 +1,78 @@
+"""The equations as plain NumPy loops, one equation a function, float64, one response or a list of responses at a time.
+
+Read these to know what is computed; `equations.md` says where each comes from. The tensor versions in `tppo` are held
+against them. Nothing of ours is imported here.
+"""
+
+from reference.advantages import (
+    cut_value,
+    cut_window_closed_form,
+    discounted_returns,
+    discounted_sums,
+    egae,
+    expected_length,
+    gae,
+    lambda_returns,
+    length_adaptive_lambda,
+    n_step_return,
+    td_errors,
+)
+from reference.batching import Window, advance, fill, status_after, successive_batches
+from reference.filters import clamp, kept, moments, shape_advantages, whiten, window_mask
+from reference.losses import (
+    clip,
+    constant_normaliser,
+    dual_clip,
+    kl_abs,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    lm_loss,
+    ppo_clip,
+    ratio,
+    row_sum,
+    seq_mean_token_mean,
+    seq_mean_token_sum,
+    token_mean,
+    value_loss,
+)
+
+__all__ = [
+    "Window",
+    "advance",
+    "clamp",
+    "clip",
+    "constant_normaliser",
+    "cut_value",
+    "cut_window_closed_form",
+    "discounted_returns",
+    "discounted_sums",
+    "dual_clip",
+    "egae",
+    "expected_length",
+    "fill",
+    "gae",
+    "kept",
+    "kl_abs",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "lambda_returns",
+    "length_adaptive_lambda",
+    "lm_loss",
+    "moments",
+    "n_step_return",
+    "ppo_clip",
+    "ratio",
+    "row_sum",
+    "seq_mean_token_mean",
+    "seq_mean_token_sum",
+    "shape_advantages",
+    "status_after",
+    "successive_batches",
+    "td_errors",
+    "token_mean",
+    "value_loss",
+    "whiten",
+    "window_mask",
+]

@@ -1,0 +1,168 @@
+"""Losses of one token and their aggregation over responses, written as on paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = Sequence[Sequence[float] | NDArray[np.float64]]
+Flags = Sequence[Sequence[bool]]
+
+
+def clip(x: float, low: float, high: float) -> float:
+    """min(max(x, low), high).
+
+    >>> clip(1.5, 0.8, 1.28)
+    1.28
+    """
+    return min(max(x, low), high)
+
+
+def ratio(logprob: float, old_logprob: float) -> float:
+    """rho = exp(log pi - log pi_old), the exponent limited to +-20.
+
+    >>> ratio(-1.0, -1.0)
+    1.0
+    """
+    return math.exp(clip(logprob - old_logprob, -20.0, 20.0))
+
+
+def ppo_clip(rho: float, advantage: float, *, clip_low: float, clip_high: float) -> float:
+    """max(-rho A, -clip(rho, 1 - eps_l, 1 + eps_h) A); clip-higher when eps_h > eps_l.
+
+    >>> ppo_clip(1.5, 1.0, clip_low=0.2, clip_high=0.28)
+    -1.28
+    """
+    return max(-rho * advantage, -clip(rho, 1 - clip_low, 1 + clip_high) * advantage)
+
+
+def dual_clip(loss: float, advantage: float, *, bound: float) -> float:
+    """min(loss, -c A) where A < 0.
+
+    >>> dual_clip(5.0, -1.0, bound=3.0)
+    3.0
+    """
+    return min(loss, -bound * advantage) if advantage < 0 else loss
+
+
+def value_loss(
+    value: float, old_value: float, target: float, *, clip_low: float | None, clip_high: float | None
+) -> float:
+    """max((V - G)^2, (V_c - G)^2) / 2 with V_c = clip(V, V_old - eps_l, V_old + eps_h); None leaves a side open.
+
+    >>> round(value_loss(0.9, 0.2, 1.0, clip_low=0.5, clip_high=0.6), 12)
+    0.02
+    """
+    low = -math.inf if clip_low is None else old_value - clip_low
+    high = math.inf if clip_high is None else old_value + clip_high
+    return 0.5 * max((value - target) ** 2, (clip(value, low, high) - target) ** 2)
+
+
+def lm_loss(logprob: float) -> float:
+    """-log pi(y_t), for tokens of positive examples.
+
+    >>> lm_loss(-0.5)
+    0.5
+    """
+    return -logprob
+
+
+def kl_k1(d: float) -> float:
+    """k1 = d, d = log pi - log other.
+
+    >>> kl_k1(0.1)
+    0.1
+    """
+    return d
+
+
+def kl_k2(d: float) -> float:
+    """k2 = d^2 / 2.
+
+    >>> round(kl_k2(0.1), 12)
+    0.005
+    """
+    return d**2 / 2
+
+
+def kl_k3(d: float) -> float:
+    """k3 = exp(-d) + d - 1.
+
+    >>> round(kl_k3(0.1), 7)
+    0.0048374
+    """
+    return math.exp(-d) + d - 1
+
+
+def kl_abs(d: float) -> float:
+    """|d|.
+
+    >>> kl_abs(-0.1)
+    0.1
+    """
+    return abs(d)
+
+
+def token_mean(losses: Rows, keep: Flags) -> float:
+    """sum_{i,t} m l / sum_{i,t} m.
+
+    >>> token_mean([[1.0, 1.0], [0.0] * 8], [[True] * 2, [True] * 8])
+    0.2
+    """
+    total, count = 0.0, 0
+    for row, flags in zip(losses, keep, strict=True):
+        for x, k in zip(row, flags, strict=True):
+            if k:
+                total, count = total + x, count + 1
+    return total / max(count, 1)
+
+
+def row_sum(row: Sequence[float] | NDArray[np.float64], flags: Sequence[bool]) -> float:
+    """sum_t m l of one response.
+
+    >>> row_sum([1.0, 2.0, 4.0], [True, False, True])
+    5.0
+    """
+    total = 0.0
+    for x, k in zip(row, flags, strict=True):
+        if k:
+            total += float(x)
+    return total
+
+
+def seq_mean_token_mean(losses: Rows, keep: Flags) -> float:
+    """(1/B) sum_i (1/n_i) sum_t m l, over the B responses with n_i > 0.
+
+    >>> seq_mean_token_mean([[1.0, 1.0], [0.0] * 8], [[True] * 2, [True] * 8])
+    0.5
+    """
+    total, responses = 0.0, 0
+    for row, flags in zip(losses, keep, strict=True):
+        if any(flags):
+            total, responses = total + row_sum(row, flags) / sum(flags), responses + 1
+    return total / max(responses, 1)
+
+
+def seq_mean_token_sum(losses: Rows, keep: Flags) -> float:
+    """(1/B) sum_i sum_t m l, over the B responses with n_i > 0.
+
+    >>> seq_mean_token_sum([[1.0, 1.0], [0.0] * 8], [[True] * 2, [True] * 8])
+    1.0
+    """
+    total, responses = 0.0, 0
+    for row, flags in zip(losses, keep, strict=True):
+        if any(flags):
+            total, responses = total + row_sum(row, flags), responses + 1
+    return total / max(responses, 1)
+
+
+def constant_normaliser(losses: Rows, keep: Flags, *, length: float) -> float:
+    """(1 / (B L)) sum_{i,t} m l with a fixed length L.
+
+    >>> constant_normaliser([[1.0, 1.0], [0.0] * 8], [[True] * 2, [True] * 8], length=10)
+    0.1
+    """
+    return seq_mean_token_sum(losses, keep) / length
