@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from paper_repro.token_mdp_task import TokenMDPTask
+from paper_repro.toy_language_task import ToyLanguageTask
 from tppo.algorithms import Algorithm, ppo, tppo
 from tppo.config import Evaluation, Optimizer, Rollout, RunConfig
 
@@ -32,6 +33,25 @@ def token_mdp_ppo() -> RunConfig:
     return _ppo_twin(token_mdp())
 
 
+def toy_language() -> RunConfig:
+    """T-PPO on a toy language: a tiny transformer from a partly able base model to a reliable one, in minutes."""
+    return RunConfig(
+        recipe="toy-language",
+        task=ToyLanguageTask(),
+        steps=120,
+        algorithm=_small(tppo(window=32), ignore_last=4, warmup_steps=5),
+        rollout=Rollout(slots=128, group_size=4, max_response_tokens=192),
+        policy=Optimizer(lr=3e-4, weight_decay=0.0, mini_batch=32),
+        critic=Optimizer(lr=1e-3, weight_decay=0.0, mini_batch=32),
+        evaluation=Evaluation(every=10, problems=512),
+    )
+
+
+def toy_language_ppo() -> RunConfig:
+    """PPO on the same toy language, from the same base model: whole responses every step."""
+    return _ppo_twin(toy_language())
+
+
 def _small(algorithm: Algorithm, *, ignore_last: int, warmup_steps: int) -> Algorithm:
     """Fewer dropped tokens for a shorter window, a shorter warm-up for a shorter run; all else as recommended."""
     return dataclasses.replace(
@@ -53,4 +73,9 @@ def _ppo_twin(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, recipe=f"{config.recipe}-ppo", algorithm=algorithm)
 
 
-RECIPES = {"token-mdp": token_mdp, "token-mdp-ppo": token_mdp_ppo}
+RECIPES = {
+    "token-mdp": token_mdp,
+    "token-mdp-ppo": token_mdp_ppo,
+    "toy-language": toy_language,
+    "toy-language-ppo": toy_language_ppo,
+}

@@ -76,7 +76,10 @@ def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
 def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
     import tyro
 
-    config = tyro.cli(type(config), default=config, args=rest, prog=prog)
+    try:
+        config = tyro.cli(type(config), default=config, args=rest, prog=prog)
+    except ValueError as error:  # a part of the task that checks itself
+        raise ConfigError(config.recipe, " ".join(rest), "values that its parts accept", str(error)) from None
     validate(config)
     return config
 

@@ -1,0 +1,78 @@
+"""The toy language as a task: a tiny transformer, partly able after a supervised warm start, rewarded for right final
+answers only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paper_repro.base_model import BaseModelConfig, base_model
+from sim import language
+from tppo.config import RunConfig, TaskConfig
+from tppo.errors import ConfigError
+from tppo.types import Prompt
+from tppo.workload import Workload
+
+
+@dataclass(frozen=True)
+class ToyLanguageTask(TaskConfig):
+    """Problems of the toy language and the base model that starts on them."""
+
+    base: BaseModelConfig = field(default_factory=BaseModelConfig)
+    """How the base model is made. It is made once and cached; training seeds do not change it."""
+
+    def build(self, config: RunConfig) -> Workload:
+        """Policy and critic start from the same base model; the critic's head is zero."""
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        from tppo.models.base import PolicyModel
+        from tppo.models.transformer import TransformerCritic, TransformerPolicy
+
+        logging.disable_progress_bar()  # loading takes milliseconds
+        folder = base_model(self.base)
+        problems = language.Language()
+
+        def load_lm(path: Path) -> Any:
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+
+        def prompt(split: language.Split, index: int, seed: int) -> Prompt:
+            problem = problems.problem(split, index, seed)
+            tokens = tuple(language.encode(problem.prompt))
+            return Prompt(id=f"{split}/{seed}/{index}", tokens=tokens, truth=problem.answer, source=problem.family)
+
+        def reward(prompt: Prompt, text: str) -> float:
+            return language.grade(prompt.truth, text)
+
+        def decode(tokens: Sequence[int]) -> str:
+            return language.decode(tokens)
+
+        def save(policy: PolicyModel, folder: Path) -> None:
+            assert isinstance(policy, TransformerPolicy)
+            policy.model.save_pretrained(folder, safe_serialization=True)
+
+        def load(policy: PolicyModel, folder: Path) -> None:
+            assert isinstance(policy, TransformerPolicy)
+            policy.model.load_state_dict(load_lm(folder).state_dict())
+
+        return Workload(
+            policy=TransformerPolicy(load_lm(folder)),
+            critic=TransformerCritic(load_lm(folder).base_model),
+            prompts=lambda i: prompt("train", i, config.seed),
+            # The same held-out problems for every seed, so that runs are compared on equal terms.
+            held_out=lambda i: prompt("heldout", i, 0),
+            reward=reward,
+            decode=decode,
+            stop_ids=frozenset({language.EOS_ID}),
+            save=save,
+            load=load,
+        )
+
+    def validate(self, config: RunConfig) -> None:
+        """Positions must suffice for the longest prompt and response."""
+        longest = self.base.max_positions - config.rollout.max_response_tokens
+        if longest < 1:
+            raise ConfigError("rollout.max_response_tokens", config.rollout.max_response_tokens, f"below {longest}")
