@@ -42,7 +42,7 @@ def estimate_advantages(
     torch.cumsum(counts, 0, out=offsets[1:])
     rewards, values = batch.rewards_N[w].to(values_N.dtype), values_N[w]
     if a.lam is not None:
-        lam = torch.full((batch.num_responses,), a.lam, dtype=values.dtype)
+        lam = torch.full((batch.num_responses,), a.lam, dtype=torch.float64)
     else:
         lam = length_adaptive_lambda(
             batch.lengths_S,
@@ -51,7 +51,7 @@ def estimate_advantages(
             lam_min=a.lam_min,
             window=window,
             max_length=max_length,
-        ).to(values.dtype)
+        )
     if a.estimator == "gae":
         advantages = gae(rewards, values, offsets, gamma=a.gamma, lam=lam)
     else:

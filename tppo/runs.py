@@ -23,15 +23,14 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError("out", str(path), "a folder that is empty or does not exist", "choose another or move it")
+        check_folder(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
         except OSError as error:
             raise ConfigError("out", str(path), "a folder that can be written", str(error)) from None
         self.write("config.json", {"config": as_dict(config), "environment": environment()})
-        self._board = _tensorboard(path) if config.tensorboard else None
+        self._board = _tensorboard()(str(path)) if config.tensorboard else None
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl; it is on disk when this returns."""
@@ -54,6 +53,17 @@ class RunFolder:
         self._metrics.close()
         if self._board is not None:
             self._board.close()
+
+
+def check_folder(path: Path, config: RunConfig) -> None:
+    """Raise ConfigError now for what would fail when the folder is opened, before models are built."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError("out", str(path), "a folder that is empty or does not exist", "choose another or move it")
+    home = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        raise ConfigError("out", str(path), "a folder that can be written", f"{home} cannot")
+    if config.tensorboard:
+        _tensorboard()
 
 
 def free_folder(recipe: str, root: Path = Path("runs")) -> Path:
@@ -119,11 +129,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _tensorboard(path: Path) -> Any:
+def _tensorboard() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
             "tensorboard", True, "the package 'tensorboard'", "pip install 'tppo[tensorboard]', or leave the option out"
         ) from None
-    return SummaryWriter(str(path))
+    return SummaryWriter

@@ -13,7 +13,7 @@ from tppo.config import RunConfig
 from tppo.evaluate import EvalResult
 from tppo.parts import build_trainer
 from tppo.plots import draw_curves
-from tppo.runs import RunFolder, read_metrics
+from tppo.runs import RunFolder, check_folder, read_metrics
 from tppo.trainer import Trainer
 
 
@@ -24,6 +24,7 @@ def run(config: RunConfig, out: Path, *, progress: bool = True) -> dict[str, Any
     ``interrupted`` true. Any other error leaves config and metrics as they stand and is raised.
     """
     start = time.perf_counter()
+    check_folder(out, config)
     trainer = build_trainer(config)
     folder = RunFolder(out, config)
     summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "algorithm": config.algorithm.name}

@@ -161,3 +161,29 @@ def test_a_torn_metrics_file_names_the_line(tmp_path: Path) -> None:
     path.write_text('{"step": 0}\n{"ste')
     with pytest.raises(DataError, match="line 2"):
         read_metrics(path)
+
+
+def test_tensorboard_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "token-mdp", "--out", str(out), "--quiet", "--tensorboard", *FAST]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out))
+    events.Reload()
+    logged = [e.value for e in events.Scalars("new_tokens")]
+    assert logged == [r["new_tokens"] for r in read_metrics(out / "metrics.jsonl")]
+
+
+def test_tensorboard_absent_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", "token-mdp", "--out", str(tmp_path / "run"), "--quiet", "--tensorboard", *FAST]) == 2
+    assert "pip install 'tppo[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/run", "/dev/null"])
+def test_a_folder_that_cannot_be_written(out: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "token-mdp", "--out", out, "--quiet", *FAST]) == 2
+    assert "out = " in capsys.readouterr().err
