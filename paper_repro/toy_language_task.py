@@ -34,7 +34,7 @@ class ToyLanguageTask(TaskConfig):
 
         logging.disable_progress_bar()  # loading takes milliseconds
         folder = base_model(self.base)
-        problems = language.Language()
+        problems = self.base.language
 
         def load_lm(path: Path) -> Any:
             return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
