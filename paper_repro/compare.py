@@ -93,10 +93,12 @@ def draw(recipe: str, table: list[dict[str, Any]], target: float, out: Path) -> 
             scale = 1.0 if key == "train_seconds" else 1e-3
             x = [0.0, *(r[key] * scale for r in points)]
             ax.plot(x, y, color=COLOURS[name], lw=1.6, alpha=0.85, label=name if seed == 0 else None)
-            ax.plot(row["seconds" if key == "train_seconds" else "tokens"] * scale, y[-1], "o", color=COLOURS[name], ms=5)
+            ax.plot(
+                row["seconds" if key == "train_seconds" else "tokens"] * scale, y[-1], "o", color=COLOURS[name], ms=5
+            )
     for ax, label in zip(axes, ("training time [s]", "tokens generated [thousands]"), strict=True):
         ax.axhline(target, color="k", lw=0.8, ls=":")
-        ax.set(xlabel=label, xlim=(0, None), ylim=(0, 1))
+        ax.set(xlabel=label, xlim=(0, None), ylim=(0.3, 1))
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("held-out solve rate")
@@ -111,7 +113,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="toy-language")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--target", type=float, default=0.85)
-    parser.add_argument("--every", type=int, default=5, help="steps between evaluations")
+    parser.add_argument("--every", type=int, default=2, help="steps between evaluations")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems of an evaluation")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
     args = parser.parse_args()

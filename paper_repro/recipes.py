@@ -10,7 +10,7 @@ import dataclasses
 from paper_repro.token_mdp_task import TokenMDPTask
 from paper_repro.toy_language_task import ToyLanguageTask
 from tppo.algorithms import Algorithm, ppo, tppo
-from tppo.config import Evaluation, Optimizer, Rollout, RunConfig
+from tppo.config import Compute, Evaluation, Optimizer, Rollout, RunConfig
 
 
 def token_mdp() -> RunConfig:
@@ -40,9 +40,10 @@ def toy_language() -> RunConfig:
         task=ToyLanguageTask(),
         steps=120,
         algorithm=_small(tppo(window=32), ignore_last=4, warmup_steps=5),
-        rollout=Rollout(slots=128, group_size=4, max_response_tokens=192),
-        policy=Optimizer(lr=3e-4, weight_decay=0.0, mini_batch=32),
-        critic=Optimizer(lr=1e-3, weight_decay=0.0, mini_batch=32),
+        rollout=Rollout(slots=256, group_size=4, max_response_tokens=192),
+        policy=Optimizer(lr=2e-4, weight_decay=0.0, beta2=0.99, mini_batch=64),
+        critic=Optimizer(lr=1e-3, weight_decay=0.0, beta2=0.99, mini_batch=64),
+        compute=Compute(micro_batch_tokens=1024),
         evaluation=Evaluation(every=10, problems=512),
     )
 

@@ -74,13 +74,16 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
 
 
 def _lengths(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     _line(ax, rows, "length_max", "longest", _RED)
     _line(ax, rows, "length_p99", "99th percentile", _ORANGE)
     _line(ax, rows, "length_mean", "mean", _BLUE)
     _line(ax, rows, "length_median", "median", _GREEN)
     ax.set(title="Length of finished responses", ylabel="tokens (log scale)", yscale="log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter("")
+    ax.yaxis.set_minor_locator(NullLocator())
     ax.legend(fontsize=8)
 
 

@@ -40,11 +40,13 @@ def read_config(run: Path) -> RunConfig:
 
 
 def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:
-    names = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := set(tree) - set(names):
+    if unknown := set(tree) - {f.name for f in dataclasses.fields(cls)}:
         raise DataError(f"{path}: unknown field(s) {sorted(unknown)} of {cls.__name__}")
     hints = typing.get_type_hints(cls)
-    return cls(
-        **{k: _rebuild(hints[k], v, path) if dataclasses.is_dataclass(hints[k]) and isinstance(v, dict) else v
-           for k, v in tree.items()}
-    )  # fmt: skip
+
+    def value_of(hint: Any, value: Any) -> Any:
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
+            return _rebuild(hint, value, path)
+        return tuple(value) if typing.get_origin(hint) is tuple else value
+
+    return cls(**{name: value_of(hints[name], value) for name, value in tree.items()})

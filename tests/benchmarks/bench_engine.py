@@ -33,7 +33,9 @@ def model(vocab_size: int = 49) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config).eval()
 
 
-def pairs(ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 5) -> tuple[list[float], list[float]]:
+def pairs(
+    ours: Callable[[], object], theirs: Callable[[], object], repeats: int = 5
+) -> tuple[list[float], list[float]]:
     """Seconds of both, in turns, after one warm-up."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):

@@ -29,6 +29,8 @@ def test_every_recipe_is_valid_and_installed(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_every_number_has_a_range(name: str) -> None:
     for path, hint, _ in leaves(RECIPES[name]()):
+        if ".language." in path:
+            continue  # the simulator knows nothing of configurations; its parts check themselves
         args = typing.get_args(hint)
         kinds = {hint, *args, *(a for arg in args for a in typing.get_args(arg))}
         if kinds & {int, float} and bool not in kinds:
