@@ -358,7 +358,7 @@ def test_the_loop_runs_on_a_gpu() -> None:
 
 
 def test_toy_language_learns() -> None:
-    """The shipped base model and recipe, a quarter of its steps: from at most 0.5 held-out to at least 0.75."""
+    """The shipped base model and recipe, a fifth of its steps: from at most 0.5 held-out to at least 0.75."""
     trainer = build_trainer(RECIPES["toy-language"]())
     base = trainer.evaluate()
     for _ in range(30):
