@@ -103,7 +103,7 @@ class TokenBatch:
 
     uids_S: response ids. sequences: per response its prompt and response token ids, int64 [prompt + length].
     prompt_lengths_S, lengths_S: tokens. offsets: int64 [S + 1], tokens of response i are offsets[i]:offsets[i+1].
-    tokens_N: token ids. behaviour_N: log-prob at sampling [nats]. versions_N: policy version that sampled it.
+    row_N: index of the response that each token belongs to, int64. tokens_N: token ids. behaviour_N: log-prob at sampling [nats]. versions_N: policy version that sampled it.
     window_N: bool, sampled in this step. rewards_N: token rewards, the outcome on the last token of a finished
     response. finished_S, positive_S (finished with reward above zero): bool. scores_S: outcome reward, 0 if unfinished.
     """
@@ -113,6 +113,7 @@ class TokenBatch:
     prompt_lengths_S: torch.Tensor
     lengths_S: torch.Tensor
     offsets: torch.Tensor
+    row_N: torch.Tensor
     tokens_N: torch.Tensor
     behaviour_N: torch.Tensor
     versions_N: torch.Tensor
@@ -126,13 +127,6 @@ class TokenBatch:
     def num_responses(self) -> int:
         """S."""
         return len(self.uids_S)
-
-    @property
-    def row_N(self) -> torch.Tensor:
-        """Index of the response that each token belongs to, int64 [N]."""
-        import torch
-
-        return torch.repeat_interleave(torch.arange(self.num_responses), self.lengths_S)
 
     @staticmethod
     def of(responses: Sequence[Response]) -> TokenBatch:
@@ -162,6 +156,7 @@ class TokenBatch:
             prompt_lengths_S=torch.tensor([len(r.prompt.tokens) for r in responses], dtype=torch.int64),
             lengths_S=lengths,
             offsets=offsets,
+            row_N=row,
             tokens_N=flat("tokens", torch.int64),
             behaviour_N=flat("logprobs", torch.float32),
             versions_N=flat("versions", torch.int64),

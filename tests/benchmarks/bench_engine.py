@@ -65,13 +65,27 @@ def main() -> None:
     requests = [GenerationRequest(i, tuple(p), 0, NEW) for i, p in enumerate(prompts.tolist())]
     sampling = Sampling(1.0, frozenset(), 0)
 
-    def generate() -> None:
+    def generate(new: int) -> None:
         lm.generate(
-            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, max_new_tokens=NEW,
-            min_new_tokens=NEW, pad_token_id=0,
+            prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, max_new_tokens=new,
+            min_new_tokens=new, pad_token_id=0,
         )  # fmt: skip
 
-    report("generate 128 x 64", ROWS * NEW, *pairs(lambda: engine.generate(requests, sampling), generate))
+    report(
+        "generate, 128 x 64 tokens",
+        ROWS * NEW,
+        *pairs(lambda: engine.generate(requests, sampling), lambda: generate(NEW)),
+    )
+
+    # Lengths as in the toy language: median 15, longest 134. A batch that waits for its longest row pays for all.
+    lengths = (9 * (1 - torch.rand(ROWS, generator=torch.Generator().manual_seed(0))) ** -0.75).long().clamp(max=134)
+    lengths[0] = 134
+    tailed = [
+        GenerationRequest(i, tuple(p), 0, int(n))
+        for (i, p), n in zip(enumerate(prompts.tolist()), lengths, strict=True)
+    ]
+    name = f"generate, long tail (mean {lengths.float().mean():.0f})"
+    report(name, int(lengths.sum()), *pairs(lambda: engine.generate(tailed, sampling), lambda: generate(134)))
 
     # A T-PPO step on long carried responses: 512 tokens of context each, 32 new ones that train.
     wide = model(vocab_size=8192)

@@ -139,7 +139,9 @@ class TransformerDecodeState:
         position = self.lengths[:batch].clone()
         width = int(position.max()) + 1
         self.cache.position_B, self.cache.width = position, width
-        mask = (self.positions[:width] <= position[:, None])[:, None, None, :]
+        # Additive, made once: attention would turn a boolean mask into this in every layer.
+        mask = torch.zeros(batch, 1, 1, width, dtype=self.cache.keys.dtype, device=position.device)
+        mask.masked_fill_((self.positions[:width] > position[:, None])[:, None, None, :], float("-inf"))
         hidden = self.body(
             input_ids=tokens_B[:, None],
             attention_mask=mask,
