@@ -34,6 +34,7 @@ from reference.losses import (
     seq_mean_token_mean,
     seq_mean_token_sum,
     token_mean,
+    truncated_importance_weight,
     value_loss,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "successive_batches",
     "td_errors",
     "token_mean",
+    "truncated_importance_weight",
     "value_loss",
     "whiten",
     "window_mask",

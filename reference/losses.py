@@ -61,6 +61,11 @@ def value_loss(
     return 0.5 * max((value - target) ** 2, (clip(value, low, high) - target) ** 2)
 
 
+def truncated_importance_weight(old_logprob: float, behaviour_logprob: float, *, cap: float) -> float:
+    """w = min(pi_old / pi_behaviour, C), for an engine whose log-probs differ from the trainer's."""
+    return min(math.exp(old_logprob - behaviour_logprob), cap)
+
+
 def lm_loss(logprob: float) -> float:
     """-log pi(y_t), for tokens of positive examples.
 
