@@ -101,7 +101,10 @@ def base_model(config: BaseModelConfig, *, cache_dir: str | Path | None = None, 
     folder = root / f"base-model-{cache_key(config)}"
     if _is_sound(folder):
         return folder
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("TPPO_CACHE", str(root), "a folder that can be written", str(error)) from None
     # The entry appears by one rename within one file system, so nobody ever reads half of it.
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
     try:
@@ -210,9 +213,11 @@ def _examples(config: BaseModelConfig, count: int) -> Iterator[Example]:
         response = demonstrate(problem, rng, config.error_rate)
         ids = [*encode(problem.prompt), *encode(response), EOS_ID]
         if len(ids) > config.max_positions:
-            raise ValueError(
-                f"BaseModelConfig.max_positions is {config.max_positions}, expected at least {len(ids)} "
-                f"for training problem {index}: raise it or lower language.difficulty.maximum"
+            raise ConfigError(
+                "task.base.max_positions",
+                config.max_positions,
+                f"at least {len(ids)} for training problem {index}",
+                "raise it or lower task.base.language.difficulty.maximum",
             )
         yield Example(ids, len(problem.prompt))
 

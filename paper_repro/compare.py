@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tppo.recipes import load_recipe
+from tppo.reload import read_config
 from tppo.runs import read_metrics
 from tppo.train import run
 
@@ -38,14 +39,19 @@ def run_all(recipe: str, seeds: int, target: float, out: Path, every: int, probl
     for seed in range(seeds):
         for name, suffix in PAIR.items():
             folder = out / f"{recipe}{suffix}-seed{seed}"
+            config = load_recipe(recipe + suffix).with_values(
+                seed=seed,
+                evaluation__every=every,
+                evaluation__problems=problems,
+                evaluation__stop_at=target,
+            )
             if not (folder / "summary.json").exists():
-                config = load_recipe(recipe + suffix).with_values(
-                    seed=seed,
-                    evaluation__every=every,
-                    evaluation__problems=problems,
-                    evaluation__stop_at=target,
-                )
                 run(config, folder)
+            elif read_config(folder) != config:
+                raise SystemExit(f"{folder} holds a run with another configuration: choose another --out")
+            summary = json.loads((folder / "summary.json").read_text())
+            if summary.get("interrupted") or "error" in summary:
+                raise SystemExit(f"{folder} was not finished: move it away and start again")
             at = reached(read_metrics(folder / "metrics.jsonl"), target)
             if at is None:
                 raise SystemExit(f"{folder} never reached a held-out solve rate of {target}: give it more steps")

@@ -10,10 +10,14 @@ from typing import Any
 
 from paper_repro.base_model import BaseModelConfig, base_model
 from sim import language
+from sim.language.tokenizer import LETTERS
 from tppo.config import RunConfig, TaskConfig
 from tppo.errors import ConfigError
 from tppo.types import Prompt
 from tppo.workload import Workload
+
+# Family, all letters, question mark, the letter to stop at, equals sign, and a start of up to three characters.
+LONGEST_PROMPT = 1 + len(LETTERS) + 3 + 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,11 @@ class ToyLanguageTask(TaskConfig):
 
     def validate(self, config: RunConfig) -> None:
         """Positions must suffice for the longest prompt and response."""
-        longest = self.base.max_positions - config.rollout.max_response_tokens
-        if longest < 1:
-            raise ConfigError("rollout.max_response_tokens", config.rollout.max_response_tokens, f"below {longest}")
+        room = self.base.max_positions - LONGEST_PROMPT
+        cap = config.rollout.max_response_tokens
+        if cap > room:
+            raise ConfigError(
+                "rollout.max_response_tokens",
+                cap,
+                f"at most {room}: task.base.max_positions less the longest prompt ({LONGEST_PROMPT} tokens)",
+            )

@@ -1,5 +1,6 @@
 """Shared by all tests: what is skipped and why, and a number of threads that makes bits repeatable."""
 
+import importlib.util
 import os
 
 import pytest
@@ -19,6 +20,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         skips.append(("slow", "takes minutes; run with --run-slow"))
     if not torch.cuda.is_available():
         skips.append(("gpu", "needs a CUDA device; torch sees none"))
+    if importlib.util.find_spec("vllm") is None:
+        skips.append(("vllm", "needs vLLM, which is not installed here"))
     for item in items:
         for marker, reason in skips:
             if marker in item.keywords:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tppo.errors import ConfigError, TPPOError
+from tppo.errors import ConfigError, DataError, TPPOError
 
 if TYPE_CHECKING:
     from tppo.config import RunConfig
@@ -47,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
         return {"train": _train, "eval": _eval, "recipes": _recipes, "show": _show}[known.command](known, rest)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         print(f"tppo: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("tppo: interrupted before training began", file=sys.stderr)
+        return 130
     except TPPOError as error:
         print(f"tppo: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -76,10 +79,13 @@ def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
 def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
     import tyro
 
+    name = config.recipe
     try:
         config = tyro.cli(type(config), default=config, args=rest, prog=prog)
     except ValueError as error:  # a part of the task that checks itself
         raise ConfigError(config.recipe, " ".join(rest), "values that its parts accept", str(error)) from None
+    if config.recipe != name:
+        raise ConfigError("recipe", config.recipe, f"{name!r}, the recipe named first on the command line")
     validate(config)
     return config
 
@@ -105,7 +111,12 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.config import validate
     from tppo.reload import read_config
 
-    config = _override(read_config(known.run), rest, f"tppo eval {known.run}", validate)
+    stored = read_config(known.run)
+    config = _override(stored, rest, f"tppo eval {known.run}", validate)
+    if config.task != stored.task:
+        raise ConfigError("task", rest, "the task that the run was trained on", "evaluate without task options")
+    if not (known.run / "policy").is_dir():
+        raise ConfigError("run", str(known.run), "a run with a policy/ folder", "it ended before one was written")
     from tppo.parts import build_trainer
 
     trainer = build_trainer(config)

@@ -48,8 +48,10 @@ class Optimizer:
     """Peak learning rate."""
     weight_decay: Annotated[float, Range(0)] = 0.1
     """Decoupled weight decay, on matrices only."""
-    beta1: Annotated[float, Range(0, 1)] = 0.9
-    beta2: Annotated[float, Range(0, 1)] = 0.999
+    beta1: Annotated[float, Range(0, 1, below=True)] = 0.9
+    """Decay of AdamW's first moment."""
+    beta2: Annotated[float, Range(0, 1, below=True)] = 0.999
+    """Decay of AdamW's second moment."""
     warmup_updates: Annotated[int, Range(0, unit="updates")] = 0
     """Linear warm-up from zero, then constant."""
     grad_clip: Annotated[float, Range(0, above=True)] | None = 1.0
@@ -70,6 +72,24 @@ class Compute:
     """Most tokens, padding included, in one forward and backward pass."""
     logit_chunk_tokens: Annotated[int, Range(1, unit="tokens")] = 4096
     """Most tokens whose logits exist at one time."""
+
+
+@dataclass(frozen=True)
+class VllmOptions:
+    """How vLLM runs, for engine 'vllm' only."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of weights and cache; auto is the model folder's."""
+    max_rows: Annotated[int, Range(1, unit="responses")] = 256
+    """Sequences decoded at a time."""
+    memory_fraction: Annotated[float, Range(0, 1, above=True)] = 0.85
+    """Share of the GPU's memory (or of the machine's) that vLLM may take."""
+    tensor_parallel: Annotated[int, Range(1, unit="GPUs")] = 1
+    """GPUs that share one copy of the model."""
+    eager: bool = True
+    """No graph capture: starts sooner, decodes more slowly on a GPU."""
+    sleep: bool = False
+    """Allow the engine to give its GPU memory back between phases."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +127,11 @@ class RunConfig:
     critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-6))
     compute: Compute = field(default_factory=Compute)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    engine: Literal["torch"] = "torch"
-    """Inference engine."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """Inference engine: the embedded one, or vLLM."""
+    vllm: VllmOptions = field(default_factory=VllmOptions)
+    probe_bound: Annotated[float, Range(0, above=True, unit="nats")] = 0.05
+    """Largest log-prob difference between engine and trainer on the tokens probed after each load of weights."""
     tensorboard: bool = False
     """Also log to TensorBoard (extra 'tensorboard')."""
 
@@ -172,6 +195,11 @@ def validate(config: RunConfig) -> None:
             "'egae' when the window is shorter than the cap",
             "gae would punish every unfinished response as if it had ended; "
             "for that ablation use egae with boundary 'terminal'",
+        )
+    dual_clip, clip_high = a.policy_loss.dual_clip, a.policy_loss.clip_high
+    if dual_clip is not None and dual_clip <= 1 + clip_high:
+        raise ConfigError(
+            "algorithm.policy_loss.dual_clip", dual_clip, f"more than 1 + clip_high ({1 + clip_high:g})", "or None"
         )
     for name, value, wanted in [
         ("boundary", a.advantage.boundary, "repeat"),

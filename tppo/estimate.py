@@ -14,11 +14,12 @@ from tppo.types import TokenBatch
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """advantages_N: of this window's tokens, zero elsewhere. keep_N: bool, tokens that train the policy.
-    lam_S: lambda of each response.
+    """advantages_N: of this window's tokens, zero elsewhere. raw_N: the same before whitening and clamping.
+    keep_N: bool, tokens that train the policy. lam_S: lambda of each response.
     """
 
     advantages_N: torch.Tensor
+    raw_N: torch.Tensor
     keep_N: torch.Tensor
     lam_S: torch.Tensor
 
@@ -66,10 +67,11 @@ def estimate_advantages(
             cut_values_S=cut_values_S if a.boundary == "critic" else None,
         )
     keep = window_mask(offsets, batch.finished_S, ignore_last=algorithm.filter.ignore_last)
-    advantages = shape_advantages(advantages, keep, whiten=a.whiten, clamp=a.clamp, bias=a.bias)
+    shaped = shape_advantages(advantages, keep, whiten=a.whiten, clamp=a.clamp, bias=a.bias)
     keep_N = torch.zeros_like(w)
     keep_N[w] = keep
-    return Estimate(torch.zeros_like(values_N).masked_scatter(w, advantages), keep_N, lam)
+    everywhere = torch.zeros_like(values_N)
+    return Estimate(everywhere.masked_scatter(w, shaped), everywhere.masked_scatter(w, advantages), keep_N, lam)
 
 
 def value_targets(algorithm: Algorithm, batch: TokenBatch, values_N: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from tppo.advantages import discounted_returns
 from tppo.estimate import Estimate
 from tppo.types import Response, Status, TokenBatch
 
@@ -74,15 +75,17 @@ def rollout_metrics(responses: Sequence[Response], batch: TokenBatch) -> dict[st
 
 
 def critic_metrics(
-    batch: TokenBatch, stored_N: torch.Tensor, values_N: torch.Tensor, cut_S: torch.Tensor, returns_N: torch.Tensor
+    batch: TokenBatch, stored_N: torch.Tensor, values_N: torch.Tensor, cut_S: torch.Tensor, *, gamma: float
 ) -> dict[str, float | None]:
     """How good the critic was when its values were used.
 
-    Explained variance, over responses that finished in this step, of the values stored when each token was sampled:
+    Explained variance of the Monte-Carlo return, whatever the critic is trained on, over responses that finished in
+    this step, by the values stored when each token was sampled:
     ``finished`` for tokens of the last window, ``unfinished`` for tokens sampled while the response was still open
     (their advantages rested on the critic alone). ``cut_gap`` is the mean |V(s_l) - V(s_{l-1})| at window cuts: the
     size of what EGAE assumes to be zero.
     """
+    returns_N = discounted_returns(batch.rewards_N, batch.offsets, gamma=gamma)
     done_N = batch.finished_S[batch.row_N]
     last, earlier = done_N & batch.window_N, done_N & ~batch.window_N
     cut = ~batch.finished_S & (batch.lengths_S > 0)
@@ -96,21 +99,33 @@ def critic_metrics(
 
 
 def policy_metrics(
-    batch: TokenBatch, estimate: Estimate, old_logprobs_N: torch.Tensor, entropy_N: torch.Tensor, version: int
+    batch: TokenBatch,
+    estimate: Estimate,
+    scored_N: torch.Tensor,
+    old_logprobs_N: torch.Tensor,
+    entropy_N: torch.Tensor,
+    version: int,
 ) -> dict[str, float | None]:
-    """The batch that the policy trains on, and how engine and trainer agree on it."""
+    """The batch that the policy trains on, and how engine and trainer agree on its scored tokens.
+
+    Advantages are as the estimator gives them, before whitening; ``advantage_unfinished_mean`` is over kept tokens of
+    unfinished responses, whose signal comes from the critic alone. ``target_version_span`` is the age, in policy
+    versions, of the oldest token among the critic's targets.
+    """
     w, keep = batch.window_N, estimate.keep_N
-    gap = (old_logprobs_N[w] - batch.behaviour_N[w]).double()
+    gap = (old_logprobs_N[scored_N] - batch.behaviour_N[scored_N]).double()
+    raw, open_N = estimate.raw_N, keep & ~batch.finished_S[batch.row_N]
     done_N = batch.finished_S[batch.row_N]
     return {
         "trained_tokens": int(keep.sum()),
         "dropped_tokens": int((w & ~keep).sum()),
-        "advantage_mean": float(estimate.advantages_N[keep].mean()) if keep.any() else None,
-        "advantage_std": float(estimate.advantages_N[keep].std()) if keep.sum() > 1 else None,
+        "advantage_mean": float(raw[keep].mean()) if keep.any() else None,
+        "advantage_std": float(raw[keep].std()) if keep.sum() > 1 else None,
+        "advantage_unfinished_mean": float(raw[open_N].mean()) if open_N.any() else None,
         "lambda_mean": float(estimate.lam_S.mean()),
-        "entropy": float(entropy_N[w].mean()) if w.any() else None,
+        "entropy": float(entropy_N[scored_N].mean()) if scored_N.any() else None,
         "engine_gap_mean": float(gap.abs().mean()) if len(gap) else None,
         "engine_gap_max": float(gap.abs().max()) if len(gap) else None,
         "engine_kl": float((gap.exp() - 1 - gap).mean()) if len(gap) else None,
-        "critic_version_span": int(version - batch.versions_N[done_N].min()) if done_N.any() else None,
+        "target_version_span": int(version - batch.versions_N[done_N].min()) if done_N.any() else None,
     }

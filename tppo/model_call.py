@@ -78,19 +78,27 @@ def hidden_at(model: PolicyModel | CriticModel, micro: MicroBatch, device: torch
 
 
 def token_scores(
-    policy: PolicyModel, hidden_XD: torch.Tensor, tokens_X: torch.Tensor, *, temperature: float, chunk: int
+    policy: PolicyModel,
+    hidden_XD: torch.Tensor,
+    tokens_X: torch.Tensor,
+    *,
+    temperature: float,
+    chunk: int,
+    with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each token and entropy of its distribution [X] [nats], at the sampling temperature.
 
-    Logits exist for ``chunk`` tokens at a time, also in the backward pass, where they are computed again.
+    Logits exist for ``chunk`` tokens at a time, also in the backward pass, where they are computed again. Without
+    ``with_entropy`` the entropy is zero and costs no second table of that size.
     """
 
     def scores(hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = policy.logits(hidden)
         logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
         logprobs = logits.log_softmax(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return logprobs.gather(-1, tokens[:, None]).squeeze(-1), entropy
+        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros_like(chosen).detach()
+        return chosen, entropy
 
     if len(tokens_X) <= chunk:
         return scores(hidden_XD, tokens_X)

@@ -30,13 +30,15 @@ class ModelOptimizer:
     def step(self, *, name: str, step: int) -> float:
         """One update; returns the gradient norm before clipping. Raises NonFiniteError instead of updating."""
         parameters = [p for _, p in self.named]
-        limit = self.config.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # Before clipping, which would spread a NaN to every weight.
         if not bool(torch.isfinite(norm)):
             for weight, p in self.named:
                 if p.grad is not None:
                     check_finite(f"gradient of {name} weight {weight}", p.grad, step=step)
             check_finite(f"gradient norm of {name}", norm, step=step)
+        if self.config.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         self.adamw.step()
         self.schedule.step()
         return float(norm)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from tppo.config import RunConfig, validate
 from tppo.engines.base import Engine
 from tppo.engines.torch_engine import TorchEngine
 from tppo.errors import ConfigError
-from tppo.models.base import PolicyModel
 from tppo.trainer import Trainer
+from tppo.workload import Workload
 
 
 def build_trainer(config: RunConfig) -> Trainer:
@@ -20,12 +23,20 @@ def build_trainer(config: RunConfig) -> Trainer:
     for model in (workload.policy, workload.critic):
         assert isinstance(model, torch.nn.Module)
         model.to(device)
-    return Trainer(config, workload, build_engine(config, workload.policy))
+    return Trainer(config, workload, build_engine(config, workload))
 
 
-def build_engine(config: RunConfig, policy: PolicyModel) -> Engine:
+def build_engine(config: RunConfig, workload: Workload) -> Engine:
     """The inference engine that the configuration names."""
-    return TorchEngine(policy, prefill_tokens=config.compute.micro_batch_tokens)
+    if config.engine == "torch":
+        return TorchEngine(workload.policy, prefill_tokens=config.compute.micro_batch_tokens)
+    from tppo.engines.vllm_engine import VllmEngine
+
+    with tempfile.TemporaryDirectory(prefix="tppo-vllm-") as folder:
+        workload.save(workload.policy, Path(folder))
+        if not (Path(folder) / "config.json").exists():
+            raise ConfigError("engine", "vllm", "a policy saved as a Hugging Face folder", "use engine 'torch' for it")
+        return VllmEngine(Path(folder), config.vllm, seed=config.seed)
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,6 +45,8 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError(f"{device.type} is not supported")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError("compute.device", name, "auto, cpu, or a CUDA device of this machine", str(error)) from None

@@ -24,18 +24,17 @@ def read_config(run: Path) -> RunConfig:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))["config"]
         task = dict(tree.pop("task"))
-        wanted = task.pop("class")
+        module, _, name = task.pop("class").partition(":")
     except OSError as error:
         raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
-    module, _, name = wanted.partition(":")
     homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
     if not any(module == home or module.startswith(home + ".") for home in homes):
-        raise DataError(f"{path}: task class {wanted!r} belongs to no installed recipe package")
+        raise DataError(f"{path}: task class '{module}:{name}' belongs to no installed recipe package")
     cls = getattr(import_module(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, TaskConfig)):
-        raise DataError(f"{path}: {wanted!r} is not a task")
+        raise DataError(f"{path}: '{module}:{name}' is not a task")
     return _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
 
 
@@ -49,4 +48,7 @@ def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:
             return _rebuild(hint, value, path)
         return tuple(value) if typing.get_origin(hint) is tuple else value
 
-    return cls(**{name: value_of(hints[name], value) for name, value in tree.items()})
+    try:
+        return cls(**{name: value_of(hints[name], value) for name, value in tree.items()})
+    except TypeError as error:
+        raise DataError(f"{path}: {error}") from None

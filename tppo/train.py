@@ -21,7 +21,7 @@ def run(config: RunConfig, out: Path, *, progress: bool = True) -> dict[str, Any
     """Train and return the summary that is also in ``out/summary.json``.
 
     An interrupt (Ctrl-C) ends the run between or inside steps; what was done so far is written all the same, with
-    ``interrupted`` true. Any other error leaves config and metrics as they stand and is raised.
+    ``interrupted`` true. Any other error is noted in the summary as ``error`` and raised.
     """
     start = time.perf_counter()
     check_folder(out, config)
@@ -32,6 +32,9 @@ def run(config: RunConfig, out: Path, *, progress: bool = True) -> dict[str, Any
         _train(trainer, folder, summary, progress)
     except KeyboardInterrupt:
         summary["interrupted"] = True
+    except BaseException as error:
+        summary["error"] = f"{type(error).__name__}: {error}"
+        raise
     finally:
         summary |= {"steps": trainer.steps_done, "wall_seconds": time.perf_counter() - start}
         folder.write("summary.json", summary)

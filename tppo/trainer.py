@@ -14,6 +14,7 @@ import torch
 
 from tppo.config import RunConfig
 from tppo.engines.base import Engine, Sampling
+from tppo.engines.probe import probe
 from tppo.estimate import estimate_advantages, value_targets
 from tppo.evaluate import EvalResult, evaluate
 from tppo.finite import check_finite
@@ -77,12 +78,14 @@ class Trainer:
             check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
             stored_N = self._store_values(batch, values_N)
             values_N = values_N if recompute else stored_N
-        with clock.phase("logprobs"):
-            old_N, entropy_N = score(self.policy, batch, batch.window_N)
-            check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
         estimate = estimate_advantages(
             algorithm, batch, values_N, cut_S, window=c.window, max_length=c.rollout.max_response_tokens
         )
+        trains = self.steps_done >= algorithm.value_target.warmup_steps
+        scored_N = estimate.keep_N & trains  # nothing is scored that trains nothing
+        with clock.phase("logprobs"):
+            old_N, entropy_N = score(self.policy, batch, scored_N)
+            check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
         returns_N = value_targets(algorithm, batch, values_N)
         with clock.phase("update_critic"):
             critic_stats = update_critic(
@@ -100,11 +103,11 @@ class Trainer:
             "step": self.steps_done,
             "policy_version": self.version,
             **rollout_metrics(responses, batch),
-            **critic_metrics(batch, stored_N, values_N, cut_S, returns_N),
-            **policy_metrics(batch, estimate, old_N, entropy_N, self.version),
+            **critic_metrics(batch, stored_N, values_N, cut_S, gamma=algorithm.advantage.gamma),
+            **policy_metrics(batch, estimate, scored_N, old_N, entropy_N, self.version),
             **critic_stats,
         }
-        if self.steps_done >= algorithm.value_target.warmup_steps:
+        if trains:
             with clock.phase("update_policy"):
                 reference_N = None
                 if self.reference is not None:
@@ -124,17 +127,19 @@ class Trainer:
                 )
             metrics |= policy_stats
             self.version += policy_stats["policy_updates"] > 0
-            clock.tokens["update_policy"] = int(estimate.keep_N.sum())
+            clock.tokens["update_policy"] = int(scored_N.sum()) * c.policy.epochs
         self.window.retire()
-        new_tokens = int(batch.window_N.sum())
-        clock.tokens |= dict.fromkeys(("generate", "values", "logprobs"), new_tokens)
-        clock.tokens["update_critic"] = int(batch.lengths_S[batch.finished_S].sum())
+        clock.tokens |= {"generate": int(batch.window_N.sum()), "values": int(need_N.sum())}
+        clock.tokens |= {"logprobs": int(scored_N.sum())}
+        clock.tokens["update_critic"] = int(batch.lengths_S[batch.finished_S].sum()) * c.critic.epochs
         self.steps_done += 1
         return metrics | clock.metrics()
 
     def load_policy(self) -> None:
-        """Give the engine the newest weights."""
-        self.engine.load_policy(self.policy_module.named_parameters(), self.version)
+        """Give the engine the newest weights, and check on a few tokens that it uses them."""
+        self.engine.load_policy(self.policy.weights(), self.version)
+        context = self.workload.prompts(0).tokens or (0,)
+        probe(self.engine, self.policy, context, bound=self.config.probe_bound, version=self.version)
 
     def evaluate(self) -> EvalResult:
         """Held-out evaluation of the policy as it is now."""

@@ -103,7 +103,8 @@ class TokenBatch:
 
     uids_S: response ids. sequences: per response its prompt and response token ids, int64 [prompt + length].
     prompt_lengths_S, lengths_S: tokens. offsets: int64 [S + 1], tokens of response i are offsets[i]:offsets[i+1].
-    row_N: index of the response that each token belongs to, int64. tokens_N: token ids. behaviour_N: log-prob at sampling [nats]. versions_N: policy version that sampled it.
+    row_N: index of the response that each token belongs to, int64. tokens_N: token ids. behaviour_N: log-prob at
+    sampling [nats]. versions_N: policy version that sampled it.
     window_N: bool, sampled in this step. rewards_N: token rewards, the outcome on the last token of a finished
     response. finished_S, positive_S (finished with reward above zero): bool. scores_S: outcome reward, 0 if unfinished.
     """

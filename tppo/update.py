@@ -39,6 +39,7 @@ def update_critic(
     for rows in _mini_batches(optimizer, batch.finished_S & (batch.lengths_S > 0), seed, step, "critic"):
         member_N = train_N & _member(batch, rows)
         count = losses.aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
+        members = member_N.sum().clamp(min=1)
         optimizer.zero_grad()
         for micro in micro_batches(batch, member_N, rows, max_tokens=compute.micro_batch_tokens):
             values = critic.values(hidden_at(critic, micro, device))
@@ -54,7 +55,7 @@ def update_critic(
             total = _aggregate(terms.loss_N, batch, micro, None, loss.aggregation) / count
             total.backward()
             stats.add("critic_loss", total.detach())
-            stats.add("value_clip_fraction", terms.clipped_N.sum() / member_N.sum().clamp(min=1))
+            stats.add("value_clip_fraction", terms.clipped_N.sum().cpu() / members)
         stats.add("critic_grad_norm", optimizer.step(name="critic", step=step))
         stats.updates += 1
     return {"critic_updates": stats.updates, **stats.per_update()}
@@ -99,6 +100,7 @@ def update_policy(
                 batch.tokens_N[at].to(device),
                 temperature=temperature,
                 chunk=compute.logit_chunk_tokens,
+                with_entropy=loss.entropy_coef > 0,
             )
             keep_X, positive_X = keep_N[at].to(device), positive_N[at].to(device)
             terms = losses.ppo_loss(
@@ -110,16 +112,23 @@ def update_policy(
                 clip_high=loss.clip_high,
                 dual_clip=loss.dual_clip,
             )
-            check_finite("policy loss", terms.loss_N, step=step, uids=batch.uids_S, row_N=row_X)
-            surrogate = _aggregate(terms.loss_N, batch, micro, keep_X, loss.aggregation) / count.to(device)
+            loss_X = terms.loss_N
+            if loss.importance_cap is not None:
+                loss_X = loss_X * losses.truncated_importance_weights(
+                    old_logprobs_N[at], batch.behaviour_N[at], cap=loss.importance_cap
+                ).to(device)
+            check_finite("policy loss", loss_X, step=step, uids=batch.uids_S, row_N=row_X)
+            surrogate = _aggregate(loss_X, batch, micro, keep_X, loss.aggregation) / count.to(device)
             total = surrogate
             stats.add("policy_loss", surrogate.detach())
             if loss.lm_coef > 0:
-                nll = torch.where(positive_X, losses.lm_loss(logprobs), 0).sum() / positives.to(device)
-                check_finite("positive-example loss", nll, step=step, uids=batch.uids_S)
+                nll_X = torch.where(positive_X, losses.lm_loss(logprobs), 0)
+                check_finite("positive-example loss", nll_X, step=step, uids=batch.uids_S, row_N=row_X)
+                nll = nll_X.sum() / positives.to(device)
                 total = total + loss.lm_coef * nll
                 stats.add("lm_loss", nll.detach())
             if loss.entropy_coef > 0:
+                check_finite("entropy bonus", entropy, step=step, uids=batch.uids_S, row_N=row_X)
                 bonus = _aggregate(entropy, batch, micro, keep_X, loss.aggregation) / count.to(device)
                 total = total - loss.entropy_coef * bonus
             if loss.kl_coef > 0:

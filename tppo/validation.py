@@ -15,7 +15,7 @@ from tppo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """Closed interval [low, high]; ``above`` makes the lower end open. ``unit`` is for messages and help.
+    """Closed interval [low, high]; ``above`` and ``below`` open an end. ``unit`` is for messages and help.
 
     >>> Range(0, 1).problem(1.5)
     'a number in [0, 1]'
@@ -27,13 +27,15 @@ class Range:
     high: float = math.inf
     unit: str = ""
     above: bool = False
+    below: bool = False
 
     def problem(self, value: float) -> str | None:
         """What was expected, or None when ``value`` is in the interval."""
-        if (value > self.low if self.above else value >= self.low) and value <= self.high:
+        inside_low = value > self.low if self.above else value >= self.low
+        if inside_low and (value < self.high if self.below else value <= self.high):
             return None
         left = "(" if self.above or math.isinf(self.low) else "["
-        right = ")" if math.isinf(self.high) else "]"
+        right = ")" if self.below or math.isinf(self.high) else "]"
         return f"a number in {left}{self.low:g}, {self.high:g}{right}" + (f" [{self.unit}]" if self.unit else "")
 
 

@@ -85,6 +85,11 @@ class SlotWindow:
                     f"response {response.uid}: {len(c.tokens)} tokens of {budget} asked for, "
                     f"stopped={c.stopped}; expected the full budget or a stop"
                 )
+            if c.stopped and not c.tokens and response.tokens:
+                raise EngineError(
+                    f"response {response.uid}: ended without a token in a later window; expected the stop token, "
+                    "or the decision to stop would be nobody's"
+                )
             response.extend(c.tokens, c.logprobs, version)
             if c.stopped:
                 response.status = Status.EOS if response.tokens else Status.EMPTY

@@ -25,7 +25,9 @@ SIZES: dict[str, Any] = {
 }
 
 
-def tiny_lm(kind: str = "qwen2", *, tied: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+def tiny_lm(
+    kind: str = "qwen2", *, tied: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32, head_dim: int = 8
+) -> Any:
     """A random causal LM of one of three architectures, with sharper logits than the default initialisation gives."""
     torch.manual_seed(seed)
     classes = {
@@ -34,8 +36,10 @@ def tiny_lm(kind: str = "qwen2", *, tied: bool = True, seed: int = 0, dtype: tor
         "llama": (LlamaConfig, LlamaForCausalLM),
     }
     config_class, model_class = classes[kind]
-    extra = {"head_dim": 16} if kind == "qwen3" else {}
-    model = model_class(config_class(**SIZES, **extra, tie_word_embeddings=tied)).to(dtype).eval()
+    sizes = SIZES | {"hidden_size": 4 * head_dim, "tie_word_embeddings": tied}
+    if kind == "qwen3":
+        sizes["head_dim"] = 2 * head_dim
+    model = model_class(config_class(**sizes)).to(dtype).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(4.0) if p.ndim == 2 else None

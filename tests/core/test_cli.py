@@ -187,3 +187,63 @@ def test_tensorboard_absent_is_a_clear_error(
 def test_a_folder_that_cannot_be_written(out: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "token-mdp", "--out", out, "--quiet", *FAST]) == 2
     assert "out = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["show", "token-mdp", "--policy.beta1", "1"], "policy.beta1 = 1"),
+        (["show", "token-mdp", "--recipe", "token-mdp-ppo"], "the recipe named first"),
+        (["show", "toy-language", "--task.base.max-positions", "150"], "at most 117"),
+        (["show", "toy-language", "--rollout.max-response-tokens", "511"], "at most 479"),
+        (["show", "toy-language", "--task.base.width", "90"], "a multiple of 8"),
+        (["show", "toy-language", "--task.base.language.difficulty.tail", "-1"], "Difficulty.tail"),
+        (["show", "token-mdp", "--algorithm.policy-loss.dual-clip", "1.1"], "more than 1 + clip_high"),
+        (["train", "token-mdp", "--compute.device", "meta", "--quiet"], "meta is not supported"),
+    ],
+)
+def test_more_bad_input(args: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if args[0] == "train":
+        args = [*args, "--out", str(tmp_path / "run")]
+    try:
+        status: Any = main(args)
+    except SystemExit as stop:  # found while the options were being read
+        status = stop.code
+    assert status == 2
+    assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_eval_of_broken_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    main(["train", "token-mdp", "--out", str(out), "--quiet", *FAST])
+    capsys.readouterr()
+    assert main(["eval", str(out), "--task.size", "3"]) == 2
+    assert "the task that the run was trained on" in capsys.readouterr().err
+    config = out / "config.json"
+    good = config.read_text()
+    tree = json.loads(good)
+    tree["config"]["task"]["class"] = 5
+    missing = json.loads(good)
+    del missing["config"]["recipe"]
+    for text in (json.dumps(tree).encode(), json.dumps(missing).encode(), b"\xff\xfe{", b"not json"):
+        config.write_bytes(text)
+        assert main(["eval", str(out)]) == 2
+        assert "config.json" in capsys.readouterr().err
+    config.write_text(good)
+    (out / "policy" / "policy.safetensors").unlink()
+    (out / "policy").rmdir()
+    assert main(["eval", str(out)]) == 2
+    assert "a run with a policy/ folder" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tppo.errors import NonFiniteError
+    from tppo.trainer import Trainer
+
+    def broken(self: Trainer) -> dict[str, Any]:
+        raise NonFiniteError("policy loss", 0, [3], 1)
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    assert main(["train", "token-mdp", "--out", str(tmp_path / "run"), "--quiet", *FAST]) == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["error"].startswith("NonFiniteError: policy loss has 1")

@@ -88,7 +88,7 @@ def _flatten(hint: Any) -> list[Any]:
         ({"evaluation__stop_at": 0.9}, "evaluation.every", "above 0"),
         ({"task__num_tokens": 2}, "task", "num_tokens"),
         ({"task__family": "maze"}, "task.family", "one of"),
-        ({"engine": "abacus"}, "engine", "one of 'torch'"),
+        ({"engine": "abacus"}, "engine", "one of 'torch', 'vllm'"),
         ({"tensorboard": "yes"}, "tensorboard", "True or False"),
         ({"recipe": 3}, "recipe", "text"),
     ],

@@ -89,16 +89,16 @@ def test_loads_new_weights_and_refuses_incomplete_ones() -> None:
     sampling = Sampling(1.0, frozenset(), seed=0)
     request = [GenerationRequest(0, (1, 2, 3), 0, 8)]
     before = engine.generate(request, sampling)
-    engine.load_policy(second.named_parameters(), 7)
+    engine.load_policy(second.weights(), 7)
     after = engine.generate(request, sampling)
     assert engine.version == 7
     assert after == TorchEngine(second).generate(request, sampling) != before
-    named = dict(second.named_parameters())
-    head = named.pop("model.lm_head.weight")
-    with pytest.raises(EngineError, match=r"would be stale: \['model.lm_head.weight'\]"):
+    named = dict(second.weights())
+    head = named.pop("lm_head.weight")
+    with pytest.raises(EngineError, match=r"would be stale: \['lm_head.weight'\]"):
         engine.load_policy(named.items(), 8)
     with pytest.raises(EngineError, match="the engine has"):
-        engine.load_policy([("model.lm_head.weight", head[:5])], 8)
+        engine.load_policy([("lm_head.weight", head[:5])], 8)
     with pytest.raises(EngineError, match="no such weight"):
         engine.load_policy([("other", head)], 8)
 

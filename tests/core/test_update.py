@@ -44,7 +44,7 @@ def policy_gradient(loss: PolicyLoss, compute: Compute, seed: int = 0):  # type:
     anchor = old + 0.2
     keeper = GradientKeeper(policy, SGD_LIKE)
     stats = update_policy(
-        policy, keeper, batch, Estimate(advantages, keep, torch.ones(batch.num_responses)),
+        policy, keeper, batch, Estimate(advantages, advantages, keep, torch.ones(batch.num_responses)),
         old_logprobs_N=old, reference_N=anchor, loss=loss, temperature=0.8, compute=compute, step=0, seed=0,
     )  # fmt: skip
     return policy, batch, keep, advantages, old, anchor, keeper.gradient, stats
@@ -69,6 +69,8 @@ def naive_policy_loss(policy, batch, keep, advantages, old, anchor, loss: Policy
                 term = torch.maximum(-ratio * a, -ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high) * a)
                 if loss.dual_clip is not None and a < 0:
                     term = torch.minimum(term, -loss.dual_clip * a)
+                if loss.importance_cap is not None:
+                    term = term * (old[n] - batch.behaviour_N[n]).exp().clamp(max=loss.importance_cap)
                 mine.append(term)
                 entropies.append(-(row.exp() * row).sum())
                 d = lp - anchor[n]
@@ -90,10 +92,11 @@ def naive_policy_loss(policy, batch, keep, advantages, old, anchor, loss: Policy
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"])
-def test_policy_gradient_equals_the_equations(aggregation) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_policy_gradient_equals_the_equations(aggregation, cap) -> None:  # type: ignore[no-untyped-def]
     loss = PolicyLoss(
         clip_low=0.1, clip_high=0.15, dual_clip=1.2, aggregation=aggregation, lm_coef=0.1, entropy_coef=0.02,
-        kl_coef=0.3, constant_length=9 if aggregation == "constant" else None,
+        kl_coef=0.3, constant_length=9 if aggregation == "constant" else None, importance_cap=cap,
     )  # fmt: skip
     policy, *rest, gradient, stats = policy_gradient(loss, SMALL)
     total = naive_policy_loss(policy, *rest, loss)
@@ -125,7 +128,7 @@ def test_earlier_windows_and_dropped_tokens_train_nothing() -> None:
         keeper = GradientKeeper(model, SGD_LIKE)
         update_policy(
             model, keeper, batch,
-            Estimate(advantages.masked_fill(~keep, poison), keep, torch.ones(batch.num_responses)),
+            Estimate(advantages.masked_fill(~keep, poison), advantages, keep, torch.ones(batch.num_responses)),
             old_logprobs_N=old.masked_fill(~keep, poison), reference_N=None, loss=PolicyLoss(lm_coef=0.0),
             temperature=1.0, compute=SMALL, step=0, seed=0,
         )  # fmt: skip
@@ -191,7 +194,8 @@ def test_mini_batches_are_even_and_cover_everything_once_an_epoch() -> None:
     old, _ = logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=999, chunk=999)
     optimizer = ModelOptimizer(policy, Optimizer(lr=1e-4, mini_batch=4, epochs=2))
     stats = update_policy(
-        policy, optimizer, batch, Estimate(torch.ones(20), batch.window_N, torch.ones(10)), old_logprobs_N=old,
+        policy, optimizer, batch, Estimate(torch.ones(20), torch.ones(20), batch.window_N, torch.ones(10)),
+        old_logprobs_N=old,
         reference_N=None, loss=PolicyLoss(lm_coef=0.0), temperature=1.0, compute=LARGE, step=0, seed=0,
     )  # fmt: skip
     assert stats["policy_updates"] == 6  # 4 + 3 + 3, twice
@@ -218,7 +222,7 @@ def test_non_finite_losses_name_the_culprit_and_change_nothing(where: str) -> No
         with pytest.raises(NonFiniteError, match=r"policy loss has 1 .* at step 3, in responses \[8\]") as caught:
             update_policy(
                 policy, ModelOptimizer(policy, Optimizer(lr=1.0)), batch,
-                Estimate(bad if where == "advantages" else torch.ones(9), batch.window_N, torch.ones(3)),
+                Estimate(bad if where == "advantages" else torch.ones(9), torch.ones(9), batch.window_N, torch.ones(3)),
                 old_logprobs_N=bad if where == "old" else torch.zeros(9), reference_N=None, loss=PolicyLoss(),
                 temperature=1.0, compute=LARGE, step=3, seed=0,
             )  # fmt: skip

@@ -198,5 +198,5 @@ def test_a_bad_config_is_refused(field: str, value: float) -> None:
 
 
 def test_too_few_positions_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"max_positions is 10, expected at least \d+"):
+    with pytest.raises(ValueError, match=r"max_positions = 10: expected at least \d+"):
         module.train(dataclasses.replace(SMALL, max_positions=10), progress=False)

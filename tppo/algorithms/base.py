@@ -64,6 +64,9 @@ class PolicyLoss:
     """Ratio is clipped above at 1 + clip_high."""
     dual_clip: Annotated[float, Range(1, above=True)] | None = 10.0
     """Bound c of the loss for negative advantages; None is off."""
+    importance_cap: Annotated[float, Range(0, above=True)] | None = None
+    """Truncated importance sampling: weigh tokens by min(pi_old / pi_behaviour, cap) for an engine that computes other
+    log-probs than the trainer; None is off."""
     aggregation: Aggregation = "token-mean"
     """How token losses become one number."""
     constant_length: Annotated[int, Range(1, unit="tokens")] | None = None

@@ -51,10 +51,13 @@ class Engine(Protocol):
     """Generates with the newest policy it was given."""
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Take the weights of policy ``version``; whatever was cached for older weights is void."""
+        """Take the weights of policy ``version`` (``PolicyModel.weights``); what was cached for older ones is void."""
 
     def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Continuation]:
         """Continue every request, in order."""
+
+    def score(self, tokens: Sequence[int], first: int) -> list[float]:
+        """Log-probability [nats] of each of ``tokens[first:]`` given what stands before it, at temperature 1."""
 
     def close(self) -> None:
         """Free everything."""

@@ -30,7 +30,7 @@ class TorchEngine:
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Copy weights in place. Raises EngineError unless every weight is given exactly under its own name."""
-        own = dict(self.module.named_parameters())
+        own = dict(self.policy.weights())
         missing = set(own)
         with torch.no_grad():
             for name, tensor in named_tensors:
@@ -55,6 +55,13 @@ class TorchEngine:
         for i in range(0, len(order), self.max_rows):
             answers.update(self._serve(order[i : i + self.max_rows], sampling))
         return [answers[r.uid] for r in requests]
+
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], first: int) -> list[float]:
+        """Log-probability of ``tokens[first:]``, at temperature 1."""
+        ids = torch.tensor([tokens], device=next(self.module.parameters()).device)
+        logprobs = self.policy.logits(self.policy.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1)
+        return logprobs.gather(-1, ids[0, first:, None]).squeeze(-1).tolist()
 
     def close(self) -> None:
         """Nothing to free: the cache dies with each call."""

@@ -6,6 +6,7 @@ keeps logits of 24k tokens times 152k words from ever existing at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -35,6 +36,9 @@ class PolicyModel(Protocol):
 
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Scores of the next token [X, V]."""
+
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Every weight under the name its file format has, tied ones under all their names."""
 
     def decode_state(self, rows: int, capacity: int) -> DecodeState:
         """Room for ``rows`` sequences of at most ``capacity`` tokens."""

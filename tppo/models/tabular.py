@@ -7,6 +7,8 @@ transformer, and what they do can be held against exact answers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -53,6 +55,10 @@ class TabularPolicy(_StateTracker):
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Identity: the hidden state is the row of logits."""
         return hidden_XD
+
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """The table."""
+        return [("logits_SA", self.logits_SA.detach())]
 
     def decode_state(self, rows: int, capacity: int) -> TabularDecodeState:
         """One state a row."""

@@ -3,6 +3,7 @@ lengths (no left padding, no wasted positions)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ class TransformerPolicy(nn.Module):
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Logits [X, V]."""
         return self.model.get_output_embeddings()(hidden_XD)
+
+    def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
+        """Under their Hugging Face names; a tied output layer appears as well."""
+        return self.model.state_dict().items()
 
     def decode_state(self, rows: int, capacity: int) -> TransformerDecodeState:
         """An empty static cache."""
