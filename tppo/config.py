@@ -79,7 +79,7 @@ class VllmOptions:
     """How vLLM runs, for engine 'vllm' only."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of weights and cache; auto is the model folder's."""
+    """Of weights and cache; auto is that of the trainer's weights."""
     max_rows: Annotated[int, Range(1, unit="responses")] = 256
     """Sequences decoded at a time."""
     memory_fraction: Annotated[float, Range(0, 1, above=True)] = 0.85

@@ -36,7 +36,8 @@ def build_engine(config: RunConfig, workload: Workload) -> Engine:
         workload.save(workload.policy, Path(folder))
         if not (Path(folder) / "config.json").exists():
             raise ConfigError("engine", "vllm", "a policy saved as a Hugging Face folder", "use engine 'torch' for it")
-        return VllmEngine(Path(folder), config.vllm, seed=config.seed)
+        dtype = str(next(iter(workload.policy.weights()))[1].dtype).removeprefix("torch.")
+        return VllmEngine(Path(folder), config.vllm, dtype=dtype, seed=config.seed)
 
 
 def pick_device(name: str) -> torch.device:

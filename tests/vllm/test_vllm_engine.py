@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore"),  # vLLM's own
 ]
-OPTIONS = VllmOptions(dtype="float32", max_rows=32, memory_fraction=0.1)
+OPTIONS = VllmOptions(max_rows=32, memory_fraction=0.1)
 KINDS = [("qwen2", True), ("qwen3", False), ("llama", False)]
 
 
@@ -34,7 +34,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(kind)
     model = tiny_lm(kind, tied=tied, head_dim=32)
     model.save_pretrained(folder)
-    engine = VllmEngine(Path(folder), OPTIONS, seed=0)
+    engine = VllmEngine(Path(folder), OPTIONS, dtype="float32", seed=0)
     yield TransformerPolicy(model), engine
     engine.close()
 
@@ -115,3 +115,12 @@ def test_a_stale_layer_is_caught(pair: tuple[Any, Any]) -> None:
     )
     with pytest.raises(EngineError, match="stale"):
         probe(engine, policy, (1, 2), bound=0.05, version=11)
+
+
+def test_many_seeded_requests_at_once(pair: tuple[Any, Any]) -> None:
+    """More prompt tokens than one batch of the engine holds: no prefill may be cut in two."""
+    policy, engine = pair
+    engine.load_policy(policy.weights(), 12)
+    reqs = [GenerationRequest(i, tuple(1 + (i + k) % 20 for k in range(100)), 0, 3) for i in range(96)]
+    answers = engine.generate(reqs, Sampling(1.0, frozenset({0}), seed=0))
+    assert largest_gap(policy, reqs, answers, 1.0) < 1e-5

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
-    import torch
-
     from tppo.config import VllmOptions
 
 SUPPORTED = ("0.32.", "0.33.")
@@ -33,7 +32,8 @@ class VllmEngine:
     Raises ConfigError when vLLM is absent, of another version, or cannot start with these options.
     """
 
-    def __init__(self, folder: Path, options: VllmOptions, *, seed: int) -> None:
+    def __init__(self, folder: Path, options: VllmOptions, *, dtype: str, seed: int) -> None:
+        """dtype: of the trainer's weights, used where the options say 'auto' (vLLM's own auto narrows float32)."""
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -41,12 +41,14 @@ class VllmEngine:
                 str(folder),
                 skip_tokenizer_init=True,
                 enforce_eager=options.eager,
-                dtype=options.dtype,
+                dtype=dtype if options.dtype == "auto" else options.dtype,
                 max_num_seqs=options.max_rows,
                 tensor_parallel_size=options.tensor_parallel,
                 gpu_memory_utilization=options.memory_fraction,
                 enable_sleep_mode=options.sleep,
                 logprobs_mode="processed_logprobs",
+                # On a CPU, cutting a prefill in two rewinds the request's random generator, which a CPU's cannot.
+                enable_chunked_prefill=None if torch.cuda.is_available() else False,
                 seed=seed % 2**31,
             )
         except (ValueError, RuntimeError) as error:
