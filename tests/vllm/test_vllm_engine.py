@@ -123,4 +123,5 @@ def test_many_seeded_requests_at_once(pair: tuple[Any, Any]) -> None:
     engine.load_policy(policy.weights(), 12)
     reqs = [GenerationRequest(i, tuple(1 + (i + k) % 20 for k in range(100)), 0, 3) for i in range(96)]
     answers = engine.generate(reqs, Sampling(1.0, frozenset({0}), seed=0))
-    assert largest_gap(policy, reqs, answers, 1.0) < 1e-5
+    # A hundred tokens of context in float32: round-off of a few 1e-5.
+    assert largest_gap(policy, reqs, answers, 1.0) < 1e-4
