@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tppo: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tppo: interrupted before training began", file=sys.stderr)
+        print("tppo: interrupted", file=sys.stderr)
         return 130
     except TPPOError as error:
         print(f"tppo: {type(error).__name__}: {error}", file=sys.stderr)
