@@ -13,6 +13,7 @@ from paper_repro.recipes import RECIPES
 from tppo.algorithms import Algorithm
 from tppo.config import RunConfig, TaskConfig, validate
 from tppo.errors import ConfigError
+from tppo.parts import build_trainer
 from tppo.recipes import load_recipe, recipe_entry_points
 from tppo.runs import as_dict
 from tppo.validation import Range
@@ -108,8 +109,14 @@ def test_gae_refuses_options_that_would_do_nothing() -> None:
 
 
 def test_a_full_window_may_be_shorter_than_m() -> None:
-    """Nothing is ever unfinished then, so nothing is dropped."""
-    validate(small_token_mdp(algorithm__schedule__window=24, algorithm__filter__ignore_last=100))
+    """Nothing is ever unfinished then, so nothing is dropped; one token less and it is refused."""
+    config = small_token_mdp(algorithm__schedule__window=24, algorithm__filter__ignore_last=100)
+    validate(config)
+    metrics = build_trainer(config).step()
+    assert metrics["dropped_tokens"] == 0
+    assert metrics["trained_tokens"] == metrics["new_tokens"] > 0
+    with pytest.raises(ConfigError, match="an unfinished window would train nothing"):
+        validate(config.with_values(algorithm__schedule__window=23))
 
 
 def test_unknown_field() -> None:
