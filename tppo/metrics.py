@@ -117,7 +117,7 @@ def policy_metrics(
     raw, open_N = estimate.raw_N, keep & ~batch.finished_S[batch.row_N]
     done_N = batch.finished_S[batch.row_N]
     return {
-        "trained_tokens": int(keep.sum()),
+        "trained_tokens": int(scored_N.sum()),
         "dropped_tokens": int((w & ~keep).sum()),
         "advantage_mean": float(raw[keep].mean()) if keep.any() else None,
         "advantage_std": float(raw[keep].std()) if keep.sum() > 1 else None,

@@ -110,7 +110,9 @@ def test_gae_refuses_options_that_would_do_nothing() -> None:
 
 def test_a_full_window_may_be_shorter_than_m() -> None:
     """Nothing is ever unfinished then, so nothing is dropped; one token less and it is refused."""
-    config = small_token_mdp(algorithm__schedule__window=24, algorithm__filter__ignore_last=100)
+    config = small_token_mdp(
+        algorithm__schedule__window=24, algorithm__filter__ignore_last=100, algorithm__value_target__warmup_steps=0
+    )
     validate(config)
     metrics = build_trainer(config).step()
     assert metrics["dropped_tokens"] == 0
