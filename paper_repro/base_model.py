@@ -12,13 +12,9 @@ torch and transformers are imported where they are used: who only names a config
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -27,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
+from paper_repro.cache import cached_folder
 from sim.language import EOS_ID, PAD_ID, VOCAB_SIZE, Language, demonstrate, encode
 from tppo.errors import ConfigError
 from tppo.validation import Range, check_ranges
@@ -35,7 +32,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-MANIFEST = "manifest.json"
 IGNORED = -100  # the label that cross_entropy leaves out
 # Streams of random numbers derived from one seed; the problems themselves are addressed by (split, index, seed).
 ERRORS, ORDER = 1, 2
@@ -94,35 +90,13 @@ class Example:
 def base_model(config: BaseModelConfig, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
     """The folder of the base model, made now unless a sound one is in the cache.
 
-    ``cache_dir`` is ``$TPPO_CACHE``, else ``~/.cache/tppo``. An entry whose files do not match their recorded hashes is
-    made again. Processes that make the same model at the same time do not disturb each other.
+    It is kept by ``paper_repro.cache``.
     """
-    root = Path(cache_dir or os.environ.get("TPPO_CACHE") or Path.home() / ".cache" / "tppo")
-    folder = root / f"base-model-{cache_key(config)}"
-    if _is_sound(folder):
-        return folder
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("TPPO_CACHE", str(root), "a folder that can be written", str(error)) from None
-    # The entry appears by one rename within one file system, so nobody ever reads half of it.
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=root))
-    try:
-        made, removed = scratch / "made", scratch / "removed"
-        train(config, progress=progress).save_pretrained(made)
-        hashes = {path.name: _hash_of(path) for path in sorted(made.iterdir())}
-        (made / MANIFEST).write_text(json.dumps({"config": asdict(config), "sha256": hashes}, indent=2) + "\n")
-        if not _is_sound(folder):
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(removed)
-        try:
-            made.rename(folder)
-        except OSError:
-            if not _is_sound(folder):  # else another process was first, with the same model
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    name = f"base-model-{cache_key(config)}"
+    record = {"config": asdict(config)}
+    return cached_folder(
+        name, lambda folder: train(config, progress=progress).save_pretrained(folder), record, cache_dir=cache_dir
+    )
 
 
 def cache_key(config: BaseModelConfig) -> str:
@@ -257,18 +231,3 @@ def _schedule(step: int, steps: int) -> float:
     rise = min(1.0, (step + 1) / max(1.0, 0.05 * steps))
     falling = max(0.0, step / steps - 0.5) / 0.5
     return rise * (0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * falling)))
-
-
-def _is_sound(folder: Path) -> bool:
-    """Whether the folder holds just the files its manifest records."""
-    try:
-        hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
-        found = {path.name for path in folder.iterdir()} - {MANIFEST}
-        return found == set(hashes) and all(_hash_of(folder / name) == hashes[name] for name in hashes)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from paper_repro import base_model as module
-from paper_repro.base_model import MANIFEST, BaseModelConfig, base_model, cache_key
+from paper_repro.base_model import BaseModelConfig, base_model, cache_key
+from paper_repro.cache import MANIFEST
 from sim.language import EOS_ID, PAD_ID, VOCAB_SIZE, Difficulty, Language, encode
 
 SMALL = BaseModelConfig(

