@@ -61,9 +61,7 @@ def _export(gguf: Path, folder: Path) -> None:
 
     where = {"gguf_file": gguf.name, "local_files_only": True}
     plain = GgufConfig(gguf_file=gguf.name, dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, dtype=torch.float32, quantization_config=plain, **where
-    )
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=plain, **where)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are plain now
     model.save_pretrained(folder)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from paper_repro.pretrained_task import WordProblemTask
 from paper_repro.token_mdp_task import TokenMDPTask
 from paper_repro.toy_language_task import ToyLanguageTask
 from tppo.algorithms import Algorithm, ppo, tppo
-from tppo.config import Compute, Evaluation, Optimizer, Rollout, RunConfig
+from tppo.config import Compute, Evaluation, Optimizer, Rollout, RunConfig, VllmOptions
 
 
 def token_mdp() -> RunConfig:
@@ -53,6 +54,28 @@ def toy_language_ppo() -> RunConfig:
     return _ppo_twin(toy_language())
 
 
+def smollm2_135m() -> RunConfig:
+    """T-PPO on word problems with SmolLM2-135M-Instruct: a real pretrained model, an hour or two on a CPU."""
+    return RunConfig(
+        recipe="smollm2-135m",
+        task=WordProblemTask(
+            system="Solve the problem.",
+            example_question="Sam has 9 pens and loses 3. How many pens?",
+            example_answer="9 - 3 = 6. Answer: 6",
+            max_prompt_tokens=128,
+        ),
+        steps=60,
+        algorithm=_small(tppo(window=24), ignore_last=2, warmup_steps=3),
+        rollout=Rollout(slots=32, group_size=4, max_response_tokens=64),
+        policy=Optimizer(lr=1e-5, weight_decay=0.0, beta2=0.99, mini_batch=16),
+        critic=Optimizer(lr=3e-5, weight_decay=0.0, beta2=0.99, mini_batch=16),
+        compute=Compute(micro_batch_tokens=1024, logit_chunk_tokens=512),
+        evaluation=Evaluation(every=15, problems=256),
+        engine="vllm",
+        vllm=VllmOptions(max_rows=64, memory_fraction=0.2),
+    )
+
+
 def _small(algorithm: Algorithm, *, ignore_last: int, warmup_steps: int) -> Algorithm:
     """Fewer dropped tokens for a shorter window, a shorter warm-up for a shorter run; all else as recommended.
 
@@ -82,4 +105,5 @@ RECIPES = {
     "token-mdp-ppo": token_mdp_ppo,
     "toy-language": toy_language,
     "toy-language-ppo": toy_language_ppo,
+    "smollm2-135m": smollm2_135m,
 }
