@@ -132,6 +132,8 @@ class RunConfig:
     vllm: VllmOptions = field(default_factory=VllmOptions)
     probe_bound: Annotated[float, Range(0, above=True, unit="nats")] = 0.05
     """Largest log-prob difference between engine and trainer on the tokens probed after each load of weights."""
+    grading_seconds: Annotated[float, Range(0, above=True, unit="s")] = 120.0
+    """Longest time without a verdict of the reward function before the run stops."""
     tensorboard: bool = False
     """Also log to TensorBoard (extra 'tensorboard')."""
 

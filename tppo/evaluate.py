@@ -8,7 +8,7 @@ import numpy as np
 
 from tppo.config import RunConfig
 from tppo.engines.base import Engine, GenerationRequest, Sampling
-from tppo.rewards import grade
+from tppo.rewards import Grader
 from tppo.types import Response, Status
 from tppo.workload import Workload
 
@@ -39,7 +39,7 @@ class EvalResult:
         }
 
 
-def evaluate(workload: Workload, engine: Engine, config: RunConfig) -> EvalResult:
+def evaluate(workload: Workload, engine: Engine, grader: Grader, config: RunConfig) -> EvalResult:
     """Sample ``evaluation.samples`` responses to each of the first ``evaluation.problems`` held-out problems.
 
     The same problems and the same random numbers every time, so two evaluations differ by the policy alone. The engine
@@ -53,10 +53,10 @@ def evaluate(workload: Workload, engine: Engine, config: RunConfig) -> EvalResul
     ]
     requests = [GenerationRequest(r.uid, r.prompt.tokens, 0, cap) for r in responses]
     sampling = Sampling(temperature=e.temperature, stop_ids=workload.stop_ids, seed=config.seed, top_p=e.top_p)
-    for response, c in zip(responses, engine.generate(requests, sampling), strict=True):
+    for response, c in zip(responses, engine.generate(requests, sampling, grader.ahead(responses, cap)), strict=True):
         response.extend(c.tokens, c.logprobs, 0)
         response.status = (Status.EOS if c.tokens else Status.EMPTY) if c.stopped else Status.LENGTH
-    grade(responses, workload.reward, workload.decode)
+    grader.grade(responses)
     rewards = np.array([r.reward for r in responses], dtype=float).reshape(e.problems, e.samples)
     rates = (rewards > 0).mean(axis=1)
     return EvalResult(

@@ -21,7 +21,7 @@ from tppo.finite import check_finite
 from tppo.metrics import PhaseClock, critic_metrics, policy_metrics, rollout_metrics
 from tppo.model_call import logprobs_of, values_of
 from tppo.optim import ModelOptimizer
-from tppo.rewards import grade
+from tppo.rewards import Grader
 from tppo.types import TokenBatch
 from tppo.update import update_critic, update_policy
 from tppo.window import SlotWindow
@@ -52,6 +52,7 @@ class Trainer:
             max_response_tokens=config.rollout.max_response_tokens,
         )
         self.sampling = Sampling(config.rollout.temperature, workload.stop_ids, config.seed)
+        self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds)
         self.steps_done = 0
         self.version = 0
 
@@ -67,9 +68,10 @@ class Trainer:
         with clock.phase("load_policy"):
             self.load_policy()
         with clock.phase("generate"):
-            self.window.extend(self.engine.generate(self.window.requests(), self.sampling), self.version)
+            ahead = self.grader.ahead(responses, c.rollout.max_response_tokens)
+            self.window.extend(self.engine.generate(self.window.requests(), self.sampling, ahead), self.version)
         with clock.phase("grade"):
-            grade(responses, self.workload.reward, self.workload.decode)
+            self.grader.grade(responses)
         batch = TokenBatch.of(responses)
         with clock.phase("values"):
             recompute = algorithm.value_target.old_values == "recompute"
@@ -144,7 +146,7 @@ class Trainer:
     def evaluate(self) -> EvalResult:
         """Held-out evaluation of the policy as it is now."""
         self.load_policy()
-        return evaluate(self.workload, self.engine, self.config)
+        return evaluate(self.workload, self.engine, self.grader, self.config)
 
     def _store_values(self, batch: TokenBatch, values_N: torch.Tensor) -> torch.Tensor:
         """Keep this window's values with their responses; return the stored values of all tokens."""

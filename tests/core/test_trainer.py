@@ -17,6 +17,7 @@ from sim import exact
 from tppo.config import RunConfig
 from tppo.errors import ConfigError, DataError, NonFiniteError, RewardError
 from tppo.parts import build_trainer
+from tppo.rewards import Grader
 from tppo.trainer import Trainer
 from tppo.types import Prompt, TokenBatch
 from tppo.update import update_critic, update_policy
@@ -106,7 +107,7 @@ def test_context_of_a_carried_response_is_its_own_text(monkeypatch: pytest.Monke
             texts[uid] = ids
 
 
-@pytest.mark.parametrize("name", sorted(n for n in RECIPES if not n.endswith("-ppo")))
+@pytest.mark.parametrize("name", sorted(n for n in RECIPES if f"{n}-ppo" in RECIPES))
 def test_window_of_the_cap_is_ppo_bit_for_bit(name: str) -> None:
     """EGAE, the filter and the schedule of T-PPO with window = cap, against plain GAE over whole responses."""
     small = {
@@ -200,9 +201,7 @@ def test_expected_update_direction_is_the_exact_gradient() -> None:
     trainer.window.window = 12
     responses = trainer.window.admit()
     trainer.window.extend(trainer.engine.generate(trainer.window.requests(), trainer.sampling), 0)
-    from tppo.rewards import grade
-
-    grade(responses, trainer.workload.reward, trainer.workload.decode)
+    trainer.grader.grade(responses)
     batch = TokenBatch.of(responses)
     advantages = gae(
         batch.rewards_N.double(), torch.zeros(len(batch.tokens_N)).double(), batch.offsets, gamma=1.0, lam=1.0
@@ -226,6 +225,7 @@ def test_expected_update_direction_is_the_exact_gradient() -> None:
 def replace_workload(trainer: Trainer, **changes: Any) -> None:
     trainer.workload = dataclasses.replace(trainer.workload, **changes)
     trainer.window.prompts = trainer.workload.prompts
+    trainer.grader = Grader(trainer.workload.reward, trainer.workload.decode, seconds=5)
 
 
 def test_a_reward_that_is_not_finite_stops_the_run() -> None:
@@ -292,7 +292,7 @@ def test_all_empty_is_a_step_without_updates() -> None:
     from tppo.engines.base import Continuation
 
     trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0))
-    trainer.engine.generate = lambda requests, sampling: [  # type: ignore[method-assign]
+    trainer.engine.generate = lambda requests, sampling, done: [  # type: ignore[method-assign]
         Continuation(r.uid, (), (), True) for r in requests
     ]
     m = trainer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,8 +53,16 @@ class Engine(Protocol):
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Take the weights of policy ``version`` (``PolicyModel.weights``); what was cached for older ones is void."""
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Continuation]:
-        """Continue every request, in order."""
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        done: Callable[[Continuation], None] | None = None,
+    ) -> list[Continuation]:
+        """Continue every request, in order.
+
+        done: called with each continuation as soon as it is complete, in the caller's thread; grading begins there.
+        """
 
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """Log-probability [nats] of each of ``tokens[first:]`` given what stands before it, at temperature 1."""

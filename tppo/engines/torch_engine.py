@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -44,7 +44,12 @@ class TorchEngine:
         self.version = version
 
     @torch.inference_mode()
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Continuation]:
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        done: Callable[[Continuation], None] | None = None,
+    ) -> list[Continuation]:
         """Continue every request by at most its budget. Keys and values live for this call only."""
         answers: dict[int, Continuation] = {}
         for request in requests:
@@ -53,7 +58,7 @@ class TorchEngine:
         # Rows of like length share a prefill call, so little of it is padding.
         order = sorted(requests, key=lambda r: len(r.tokens))
         for i in range(0, len(order), self.max_rows):
-            answers.update(self._serve(order[i : i + self.max_rows], sampling))
+            answers.update(self._serve(order[i : i + self.max_rows], sampling, done))
         return [answers[r.uid] for r in requests]
 
     @torch.inference_mode()
@@ -66,7 +71,9 @@ class TorchEngine:
     def close(self) -> None:
         """Nothing to free: the cache dies with each call."""
 
-    def _serve(self, requests: list[GenerationRequest], sampling: Sampling) -> dict[int, Continuation]:
+    def _serve(
+        self, requests: list[GenerationRequest], sampling: Sampling, done: Callable[[Continuation], None] | None
+    ) -> dict[int, Continuation]:
         device = next(self.module.parameters()).device
         count, longest = len(requests), max(r.max_new_tokens for r in requests)
         state = self.policy.decode_state(count, max(len(r.tokens) + r.max_new_tokens for r in requests))
@@ -79,8 +86,7 @@ class TorchEngine:
         stop_ids = torch.tensor(sorted(sampling.stop_ids), dtype=torch.int64, device=device)
         tokens_out = torch.zeros(count, longest, dtype=torch.int64, device=device)
         logprobs_out = torch.zeros(count, longest, device=device)
-        new_tokens = torch.zeros(count, dtype=torch.int64, device=device)
-        stopped = torch.zeros(count, dtype=torch.bool, device=device)
+        answers: dict[int, Continuation] = {}
         live = torch.arange(count, device=device)  # request served by each row of the state
         for j in range(longest):
             tokens, logprobs = pick(
@@ -88,10 +94,14 @@ class TorchEngine:
             )
             tokens_out[live, j], logprobs_out[live, j] = tokens, logprobs
             ended = torch.isin(tokens, stop_ids)
-            stopped[live] = ended
-            new_tokens[live] = j + 1
             over = ended | (budget[live] == j + 1)
             if bool(over.any()):
+                for row, stopped in zip(live[over].tolist(), ended[over].tolist(), strict=True):
+                    tokens_l, logprobs_l = tokens_out[row, : j + 1].tolist(), logprobs_out[row, : j + 1].tolist()
+                    answer = Continuation(requests[row].uid, tuple(tokens_l), tuple(logprobs_l), stopped)
+                    answers[answer.uid] = answer
+                    if done is not None:
+                        done(answer)
                 # Close the gaps with rows from the end: only as many rows are copied as have finished.
                 stay = int((~over).sum())
                 if not stay:
@@ -102,7 +112,7 @@ class TorchEngine:
                 live[gaps], tokens[gaps] = live[movers], tokens[movers]
                 live, tokens = live[:stay], tokens[:stay]
             hidden = state.step(tokens)
-        return _continuations(requests, tokens_out, logprobs_out, new_tokens, stopped)
+        return answers
 
     def _prefill_batches(self, requests: list[GenerationRequest]) -> list[range]:
         batches, first = [], 0
@@ -118,19 +128,3 @@ class TorchEngine:
         lengths = torch.tensor([len(c) for c in contexts], device=device)
         ids = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(device)
         return state.prefill(ids, lengths, rows.start)
-
-
-def _continuations(
-    requests: list[GenerationRequest],
-    tokens: torch.Tensor,
-    logprobs: torch.Tensor,
-    new_tokens: torch.Tensor,
-    stopped: torch.Tensor,
-) -> dict[int, Continuation]:
-    tokens_l, logprobs_l = tokens.tolist(), logprobs.tolist()
-    lengths_l, stopped_l = new_tokens.tolist(), stopped.tolist()
-    return {
-        r.uid: Continuation(r.uid, tuple(tokens_l[i][:n]), tuple(logprobs_l[i][:n]), stopped_l[i])
-        for i, r in enumerate(requests)
-        for n in [lengths_l[i]]
-    }

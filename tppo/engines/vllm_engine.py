@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,12 @@ class VllmEngine:
             raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
         self.version = version
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> list[Continuation]:
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        done: Callable[[Continuation], None] | None = None,
+    ) -> list[Continuation]:
         """Continue every request. The seed of a request depends on (run, response, position) alone."""
         params = [
             self._sampling_params(
@@ -82,20 +87,37 @@ class VllmEngine:
             )
             for r in requests
         ]
-        prompts = [{"prompt_token_ids": list(r.tokens)} for r in requests]
-        try:
-            outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        except RuntimeError as error:
-            said = str(error).strip().splitlines()[-1]
-            raise EngineError(f"vLLM failed on {len(requests)} requests: {said}") from error
-        return [_continuation(r, o.outputs[0]) for r, o in zip(requests, outputs, strict=True)]
+        answers: dict[int, Continuation] = {}
+        for row, output in self._run([r.tokens for r in requests], params):
+            answers[row] = answer = _continuation(requests[row], output.outputs[0])
+            if done is not None:
+                done(answer)
+        return [answers[row] for row in range(len(requests))]
 
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """Log-probability of ``tokens[first:]`` given what stands before each, at temperature 1."""
         params = self._sampling_params(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        [output] = self.llm.generate([{"prompt_token_ids": list(tokens)}], params, use_tqdm=False)
+        [(_, output)] = self._run([tokens], [params])
         table = output.prompt_logprobs
         return [table[i][tokens[i]].logprob for i in range(first, len(tokens))]
+
+    def _run(self, contexts: Sequence[Sequence[int]], params: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """(index, output) of each request, in the order in which they are complete."""
+        engine, ids = self.llm.llm_engine, list[str]()
+        try:
+            ids = self.llm.enqueue([{"prompt_token_ids": list(c)} for c in contexts], params, use_tqdm=False)
+            first = int(ids[0].partition("-")[0])  # vLLM counts requests, and may add a suffix
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    if output.finished:
+                        yield int(output.request_id) - first, output
+        except RuntimeError as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            raise EngineError(f"vLLM failed on {len(contexts)} requests: {said}") from error
+        finally:
+            with contextlib.suppress(Exception):  # nothing is left to abort, or nobody to be told
+                if engine.has_unfinished_requests():
+                    engine.abort_request(ids, internal=True)
 
     def sleep(self) -> None:
         """Give the memory of keys, values and weights back; the next weights must be loaded after ``wake``."""
