@@ -23,7 +23,7 @@ def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
     """
     if name == SMOLLM2:
         return smollm2_folder(cache_dir=cache_dir)
-    if Path(name).expanduser().is_dir():
+    if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ConfigError("model", name, f"{SMOLLM2!r}, an existing folder, or a hub name 'owner/name'")

@@ -90,6 +90,12 @@ class VllmOptions:
     """No graph capture: starts sooner, decodes more slowly on a GPU."""
     sleep: bool = False
     """Allow the engine to give its GPU memory back between phases."""
+    max_model_tokens: Annotated[int, Range(1, unit="tokens")] | None = None
+    """Longest prompt and response together that vLLM makes room for; None is what the model can."""
+    own_process: bool = False
+    """Run the engine in a process of its own. Weights then travel through files, and its death does not end the run."""
+    restarts: Annotated[int, Range(0)] = 0
+    """How often a run may start an engine again that died; needs own_process."""
 
 
 @dataclass(frozen=True)
@@ -228,5 +234,12 @@ def validate(config: RunConfig) -> None:
             a.value_target.warmup_steps,
             f"at most steps ({config.steps})",
             "the policy would never train; equal numbers are value pretraining",
+        )
+    if config.vllm.restarts and not config.vllm.own_process:
+        raise ConfigError(
+            "vllm.restarts",
+            config.vllm.restarts,
+            "0 without vllm.own_process",
+            "an engine inside this process dies with it",
         )
     config.task.validate(config)

@@ -31,6 +31,10 @@ class EngineError(TPPOError, RuntimeError):
     """An inference engine broke its contract."""
 
 
+class EngineDied(EngineError):
+    """The inference engine's process is gone. Nothing of the run is: its window can be generated again."""
+
+
 class RewardError(TPPOError, RuntimeError):
     """A reward function raised or returned something that is not a finite number."""
 

@@ -30,6 +30,14 @@ def build_engine(config: RunConfig, workload: Workload) -> Engine:
     """The inference engine that the configuration names."""
     if config.engine == "torch":
         return TorchEngine(workload.policy, prefill_tokens=config.compute.micro_batch_tokens)
+    if not config.vllm.restarts:
+        return _vllm(config, workload)
+    from tppo.engines.restarting import RestartingEngine
+
+    return RestartingEngine(lambda: _vllm(config, workload), config.vllm.restarts)
+
+
+def _vllm(config: RunConfig, workload: Workload) -> Engine:
     from tppo.engines.vllm_engine import VllmEngine
 
     with tempfile.TemporaryDirectory(prefix="tppo-vllm-") as folder:

@@ -26,7 +26,13 @@ SIZES: dict[str, Any] = {
 
 
 def tiny_lm(
-    kind: str = "qwen2", *, tied: bool = True, seed: int = 0, dtype: torch.dtype = torch.float32, head_dim: int = 8
+    kind: str = "qwen2",
+    *,
+    tied: bool = True,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 8,
+    vocab: int = 23,
 ) -> Any:
     """A random causal LM of one of three architectures, with sharper logits than the default initialisation gives."""
     torch.manual_seed(seed)
@@ -36,7 +42,7 @@ def tiny_lm(
         "llama": (LlamaConfig, LlamaForCausalLM),
     }
     config_class, model_class = classes[kind]
-    sizes = SIZES | {"hidden_size": 4 * head_dim, "tie_word_embeddings": tied}
+    sizes = SIZES | {"vocab_size": vocab, "hidden_size": 4 * head_dim, "tie_word_embeddings": tied}
     if kind == "qwen3":
         sizes["head_dim"] = 2 * head_dim
     model = model_class(config_class(**sizes)).to(dtype).eval()

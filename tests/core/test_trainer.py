@@ -271,7 +271,7 @@ def test_empty_responses_are_graded_and_train_nothing() -> None:
         def load_policy(self, named: Any, version: int) -> None:
             inner.load_policy(named, version)
 
-        def generate(self, requests: Any, sampling: Any) -> list[Continuation]:
+        def generate(self, requests: Any, sampling: Any, done: Any = None) -> list[Continuation]:
             out = inner.generate(requests, sampling)
             return [Continuation(c.uid, (), (), True) if c.uid % 3 == 0 else c for c in out]
 

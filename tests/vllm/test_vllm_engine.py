@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # vLLM's own
 ]
 OPTIONS = VllmOptions(max_rows=32, memory_fraction=0.1)
-KINDS = [("qwen2", True), ("qwen3", False), ("llama", False)]
+KINDS = [("qwen2", True), ("qwen2", False), ("qwen3", False), ("llama", False)]
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda p: f"{p[0]}-{'tied' if p[1] else 'untied'}")

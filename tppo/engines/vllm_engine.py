@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ import numpy as np
 import torch
 
 from tppo.engines.base import Continuation, GenerationRequest, Sampling
-from tppo.errors import ConfigError, EngineError
+from tppo.engines.memory_plan import MemoryPlan, memory_plan
+from tppo.errors import ConfigError, EngineDied, EngineError
 
 if TYPE_CHECKING:
     from tppo.config import VllmOptions
@@ -34,6 +36,8 @@ class VllmEngine:
 
     def __init__(self, folder: Path, options: VllmOptions, *, dtype: str, seed: int) -> None:
         """dtype: of the trainer's weights, used where the options say 'auto' (vLLM's own auto narrows float32)."""
+        # vLLM reads this when an engine starts.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.own_process))
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -46,25 +50,44 @@ class VllmEngine:
                 tensor_parallel_size=options.tensor_parallel,
                 gpu_memory_utilization=options.memory_fraction,
                 enable_sleep_mode=options.sleep,
+                max_model_len=options.max_model_tokens,
                 logprobs_mode="processed_logprobs",
                 # On a CPU, cutting a prefill in two rewinds the request's random generator, which a CPU's cannot.
                 enable_chunked_prefill=None if torch.cuda.is_available() else False,
                 seed=seed % 2**31,
             )
         except (ValueError, RuntimeError) as error:
-            raise ConfigError(
-                "vllm", options, "options that vLLM starts with", f"it said: {str(error).strip().splitlines()[-1]}"
-            ) from error
+            said = f"it said: {(str(error).strip() or type(error).__name__).splitlines()[-1]}"
+            plan = _plan(folder, options, dtype)
+            advice = said if plan is None else f"{said}; memory of each GPU: {plan}; {plan.remedy()}"
+            raise ConfigError("vllm", options, "options that vLLM starts with", advice) from error
         self.version = -1
+        self._own_process = options.own_process
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
         named = [(name, tensor.detach()) for name, tensor in named_tensors]
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
-        # Keys and values computed with older weights must never be met again.
-        if not self.llm.reset_prefix_cache():
+        with _death_is_told():
+            if self._own_process:
+                self._load_through_files(named)
+            else:
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
+            # Keys and values computed with older weights must never be met again.
+            fresh = self.llm.reset_prefix_cache()
+        if not fresh:
             raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
         self.version = version
+
+    def _load_through_files(self, named: list[tuple[str, torch.Tensor]]) -> None:
+        """Through a folder in memory where there is one, written and read as safetensors."""
+        from safetensors.torch import save_file
+
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(prefix="tppo-weights-", dir=memory if memory.is_dir() else None) as folder:
+            # Tied weights share memory, which the format does not know: each is written under each of its names.
+            tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in named}
+            save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
 
     def generate(
         self,
@@ -88,10 +111,12 @@ class VllmEngine:
             for r in requests
         ]
         answers: dict[int, Continuation] = {}
-        for row, output in self._run([r.tokens for r in requests], params):
-            answers[row] = answer = _continuation(requests[row], output.outputs[0])
-            if done is not None:
-                done(answer)
+        # Closed at once, also when ``done`` raises: requests left running would block the next load.
+        with contextlib.closing(self._run([r.tokens for r in requests], params)) as outputs:
+            for row, output in outputs:
+                answers[row] = answer = _continuation(requests[row], output.outputs[0])
+                if done is not None:
+                    done(answer)
         return [answers[row] for row in range(len(requests))]
 
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
@@ -101,19 +126,18 @@ class VllmEngine:
         table = output.prompt_logprobs
         return [table[i][tokens[i]].logprob for i in range(first, len(tokens))]
 
-    def _run(self, contexts: Sequence[Sequence[int]], params: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    def _run(self, contexts: Sequence[Sequence[int]], params: Sequence[Any]) -> Generator[tuple[int, Any], None, None]:
         """(index, output) of each request, in the order in which they are complete."""
         engine, ids = self.llm.llm_engine, list[str]()
         try:
-            ids = self.llm.enqueue([{"prompt_token_ids": list(c)} for c in contexts], params, use_tqdm=False)
-            first = int(ids[0].partition("-")[0])  # vLLM counts requests, and may add a suffix
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        yield int(output.request_id) - first, output
-        except RuntimeError as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-            raise EngineError(f"vLLM failed on {len(contexts)} requests: {said}") from error
+            with _death_is_told():
+                prompts = [{"prompt_token_ids": list(c)} for c in contexts]
+                ids = self.llm.enqueue(prompts, params, use_tqdm=False)
+                first = int(ids[0].partition("-")[0])  # vLLM counts requests, and may add a suffix
+                while engine.has_unfinished_requests():
+                    for output in engine.step():
+                        if output.finished:
+                            yield int(output.request_id) - first, output
         finally:
             with contextlib.suppress(Exception):  # nothing is left to abort, or nobody to be told
                 if engine.has_unfinished_requests():
@@ -138,6 +162,35 @@ class VllmEngine:
         gc.collect()
 
 
+@contextlib.contextmanager
+def _death_is_told() -> Iterator[None]:
+    """EngineDied when the engine's process is gone, EngineError when it failed."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise EngineDied("the process of the vLLM engine is gone") from error
+    except RuntimeError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise EngineError(f"vLLM failed: {said}") from error
+
+
+def _plan(folder: Path, options: VllmOptions, dtype: str) -> MemoryPlan | None:
+    """What the engine needs, where there is a GPU to hold it against."""
+    if not torch.cuda.is_available():
+        return None
+    return memory_plan(
+        folder,
+        dtype=dtype if options.dtype == "auto" else options.dtype,
+        total=torch.cuda.mem_get_info()[1],
+        fraction=options.memory_fraction,
+        tensor_parallel=options.tensor_parallel,
+        rows=options.max_rows,
+        max_tokens=options.max_model_tokens,
+    )
+
+
 def _continuation(request: GenerationRequest, output: Any) -> Continuation:
     """The window's end is finish reason 'length'; 'stop' is a stop token. Anything else is no way to end."""
     if output.finish_reason not in ("stop", "length"):
@@ -152,7 +205,6 @@ def _seed(seed: int, uid: int, position: int) -> int:
 
 
 def _import_vllm() -> Any:
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     remedy = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_repro/vllm_cpu_environment.sh"

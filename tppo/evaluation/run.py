@@ -27,7 +27,7 @@ _UID_BASE = 2**62  # evaluation never shares a random number with training
 class EvalSettings:
     """What decides the responses, beside model and problems."""
 
-    k: Annotated[int, Range(1, unit="samples")] = 32
+    k: Annotated[int, Range(1, 1000, unit="samples")] = 32
     """Responses to each problem."""
     max_new_tokens: Annotated[int, Range(1, unit="tokens")] = 24576
     """Cap of a response."""

@@ -52,6 +52,7 @@ def context_length(folder: Path) -> int | None:
 def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
     """A causal language model in ``dtype`` (float32 if None). Raises ConfigError for a folder that cannot be loaded."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -61,7 +62,7 @@ def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         said = str(error).strip().splitlines()[0]
         raise ConfigError("model", str(folder), "a causal language model that transformers loads", said) from error
 
