@@ -149,7 +149,7 @@ def test_bad_input_is_refused_before_weights_are_loaded(
     monkeypatch.setattr(model_part, "open_engine", lambda *a, **k: pytest.fail("weights were loaded"))
     out = tmp_path / "out"
     good = f"--model {model} --data {problems} --out {out} --source file --k 1 --quiet"
-    assert "settings.k = 0: expected a number in [1, inf)" in refused(capsys, good.replace("--k 1", "--k 0"))
+    assert "settings.k = 0: expected a number in [1, 1000]" in refused(capsys, good.replace("--k 1", "--k 0"))
     said = refused(capsys, f"{good} --max-new-tokens 1000")
     assert "max_new_tokens = 1000: expected at most" in said
     assert "context of 128 tokens less the longest prompt" in said
