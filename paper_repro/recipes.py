@@ -10,6 +10,7 @@ import dataclasses
 from paper_repro.pretrained_task import WordProblemTask
 from paper_repro.token_mdp_task import TokenMDPTask
 from paper_repro.toy_language_task import ToyLanguageTask
+from paper_repro.word_problems import WordProblems
 from tppo.algorithms import Algorithm, ppo, tppo
 from tppo.config import Compute, Evaluation, Optimizer, Rollout, RunConfig, VllmOptions
 
@@ -55,7 +56,7 @@ def toy_language_ppo() -> RunConfig:
 
 
 def smollm2_135m() -> RunConfig:
-    """T-PPO on word problems with SmolLM2-135M-Instruct: a real pretrained model, an hour or two on a CPU."""
+    """T-PPO on word problems with SmolLM2-135M-Instruct: a real pretrained model, an hour on a CPU."""
     return RunConfig(
         recipe="smollm2-135m",
         task=WordProblemTask(
@@ -63,16 +64,17 @@ def smollm2_135m() -> RunConfig:
             example_question="Sam has 9 pens and loses 3. How many pens?",
             example_answer="9 - 3 = 6. Answer: 6",
             max_prompt_tokens=128,
+            made=WordProblems(largest=12),
         ),
-        steps=60,
+        steps=40,
         algorithm=_small(tppo(window=24), ignore_last=2, warmup_steps=3),
-        rollout=Rollout(slots=32, group_size=4, max_response_tokens=64, temperature=0.7),
-        policy=Optimizer(lr=3e-5, weight_decay=0.0, beta2=0.99, mini_batch=16),
-        critic=Optimizer(lr=1e-4, weight_decay=0.0, beta2=0.99, mini_batch=16),
+        rollout=Rollout(slots=32, group_size=2, max_response_tokens=64, temperature=0.7),
+        policy=Optimizer(lr=1e-5, weight_decay=0.0, beta2=0.99, mini_batch=16),
+        critic=Optimizer(lr=5e-5, weight_decay=0.0, beta2=0.99, mini_batch=16),
         compute=Compute(micro_batch_tokens=1024, logit_chunk_tokens=512),
-        evaluation=Evaluation(every=15, problems=256, temperature=0.7),
+        evaluation=Evaluation(every=10, problems=256, temperature=0.7),
         engine="vllm",
-        vllm=VllmOptions(max_rows=64, memory_fraction=0.2),
+        vllm=VllmOptions(max_rows=64, memory_fraction=0.2, max_model_tokens=256),
     )
 
 

@@ -122,8 +122,29 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     trainer = build_trainer(config)
     trainer.workload.load(trainer.policy, known.run / "policy")
     result = trainer.evaluate()
-    print(json.dumps(result.summary() | trainer.workload.report(trainer.policy), indent=2))
+    summary = result.summary() | trainer.workload.report(trainer.policy)
+    print(json.dumps(summary | {"scores": _scores(list(result.solved.values()))}, indent=2))
+    trainer.engine.close()
     return 0
+
+
+def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
+    """avg@k, and pass@k for every power of two, with both kinds of 95% interval; None where not identifiable."""
+    import numpy as np
+
+    from tppo.scores import avg_at, pass_at
+
+    table = np.array(solved)
+    ks = [2**i for i in range(1, 12) if 2**i <= table.shape[1]]
+    known = lambda values: [None if v != v else v for v in values]  # noqa: E731
+    return {
+        score.name: {
+            "value": score.value,
+            "interval_same_problems": known(score.interval_sampling),
+            "interval_new_problems": known(score.interval_total),
+        }
+        for score in [avg_at(table), *(pass_at(table, k) for k in ks)]
+    }
 
 
 def _recipes(known: argparse.Namespace, rest: list[str]) -> int:

@@ -18,13 +18,14 @@ _UID_BASE = 2**62  # evaluation never shares a random number with training
 @dataclass(frozen=True)
 class EvalResult:
     """solve_rate: mean over problems of the share of samples with positive reward. standard_error: of that mean, over
-    problems. problem_rates, lengths: per problem, and per response [tokens]. truncated: share that hit the cap.
+    problems. solved: problem id to whether each of its samples has a positive reward. lengths: of the responses
+    [tokens]. truncated: share that hit the cap.
     """
 
     solve_rate: float
     standard_error: float
     reward: float
-    problem_rates: tuple[float, ...]
+    solved: dict[str, tuple[bool, ...]]
     lengths: tuple[int, ...]
     truncated: float
 
@@ -63,7 +64,7 @@ def evaluate(workload: Workload, engine: Engine, grader: Grader, config: RunConf
         solve_rate=float(rates.mean()),
         standard_error=float(rates.std(ddof=1) / np.sqrt(len(rates))) if len(rates) > 1 else float("nan"),
         reward=float(rewards.mean()),
-        problem_rates=tuple(rates.tolist()),
+        solved={responses[i * e.samples].prompt.id: tuple((row > 0).tolist()) for i, row in enumerate(rewards)},
         lengths=tuple(len(r.tokens) for r in responses),
         truncated=float(np.mean([r.status is Status.LENGTH for r in responses])),
     )
