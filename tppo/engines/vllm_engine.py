@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,22 @@ class VllmEngine:
             raise ConfigError("vllm", options, "options that vLLM starts with", advice) from error
         self.version = -1
         self._own_process = options.own_process
+        self._closed = threading.Event()
+        if options.own_process:
+            threading.Thread(target=self._tell_of_death, daemon=True, name="vllm-liveness").start()
+
+    def _tell_of_death(self) -> None:
+        """vLLM notes that its process died, but leaves a caller who waits for outputs waiting: wake that one."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        core = self.llm.llm_engine.engine_core
+        while not self._closed.wait(0.2):
+            if core.resources.engine_dead:
+                for waiting in list(core.utility_results.values()):
+                    with contextlib.suppress(Exception):  # it had its answer
+                        waiting.set_exception(EngineDeadError())
+                core.outputs_queue.put_nowait(EngineDeadError())
+                return
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
@@ -155,6 +172,7 @@ class VllmEngine:
         """Shut the engine down and free its memory."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        self._closed.set()
         with contextlib.suppress(AttributeError):
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
