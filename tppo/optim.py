@@ -27,6 +27,17 @@ class ModelOptimizer:
         """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
 
+    def resume_schedule(self, updates: int) -> None:
+        """Stand where the schedule stands after ``updates`` updates; the peak rate is the configuration's."""
+        self.schedule.last_epoch, self.schedule._step_count = updates, updates + 1
+        rates = [
+            base * factor(updates)
+            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule._last_lr = rates
+
     def step(self, *, name: str, step: int) -> float:
         """One update; returns the gradient norm before clipping. Raises NonFiniteError instead of updating."""
         parameters = [p for _, p in self.named]

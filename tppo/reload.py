@@ -15,18 +15,26 @@ from tppo.recipes import recipe_entry_points
 
 
 def read_config(run: Path) -> RunConfig:
-    """The configuration in ``run/config.json``.
+    """The configuration in ``run/config.json``. Raises ConfigError when there is none, else as ``config_of``."""
+    path = run / "config.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except OSError as error:
+        raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
+    return config_of(tree, path)
+
+
+def config_of(tree: Any, path: Path) -> RunConfig:
+    """The configuration that ``runs.as_dict`` wrote down, from ``path``. Raises DataError.
 
     The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
     cannot make this import what it likes.
     """
-    path = run / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
-        task = dict(tree.pop("task"))
+        task = dict(tree["task"])
         module, _, name = task.pop("class").partition(":")
-    except OSError as error:
-        raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
     homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
