@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,17 +88,16 @@ def write(scratch: Path, contents: Contents) -> None:
 
 def publish(scratch: Path, target: Path) -> None:
     """Give a written checkpoint its name. A broken one that has the name moves out of the way first."""
-    if target.exists():
-        target.rename(target.with_name(f".old-{target.name}-{os.getpid()}"))
+    before = _forget(target) if target.exists() else None
     scratch.rename(target)
     flush(target.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def discard(folder: Path) -> None:
     """Remove a checkpoint. It loses its name before its first file, so what is left of it is never taken for one."""
-    gone = folder.with_name(f".old-{folder.name}-{os.getpid()}")
-    folder.rename(gone)
-    shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(_forget(folder), ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -173,6 +173,10 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _forget(folder: Path) -> Path:
+    return folder.rename(folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex}"))
 
 
 def _files(folder: Path) -> list[str]:

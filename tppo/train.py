@@ -53,6 +53,8 @@ def run(
     watchdog = Watchdog(config.phase_limit_seconds)
     trainer.watch = watchdog.enter
     store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
+    if choice.checkpoint is not None:
+        store.saved_step = trainer.steps_done
     before = totals.wall_seconds
     summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "algorithm": config.algorithm.name}
     summary |= {"interrupted": False}
