@@ -31,6 +31,10 @@ class CheckpointError(DataError):
     """A checkpoint that is torn, corrupted, of a newer format, or of another run."""
 
 
+class OutputError(TPPOError, OSError):
+    """Results that could not be written."""
+
+
 class EngineError(TPPOError, RuntimeError):
     """An inference engine broke its contract."""
 

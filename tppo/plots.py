@@ -66,7 +66,9 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
     _line(ax, rows, "solve_rate", "training problems that finished", _GREY)
     x, y = _series(rows, "held_out_solve_rate")
     # One problem has no standard error.
-    error = np.array([r.get("held_out_standard_error") or 0.0 for r in rows if r.get("held_out_solve_rate") is not None])
+    error = np.array(
+        [r.get("held_out_standard_error") or 0.0 for r in rows if r.get("held_out_solve_rate") is not None]
+    )
     if summary.get("solve_rate_base") is not None:
         x, y = np.r_[0, x], np.r_[summary["solve_rate_base"], y]
         error = np.r_[summary.get("solve_rate_base_se") or 0.0, error]

@@ -36,20 +36,25 @@ class RunFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
-            _lock(self._metrics, path)
-            self._size = 0 if resumed is None else self._cut(resumed.metrics_bytes)
+            try:
+                _lock(self._metrics, path)
+                self._size = 0 if resumed is None else self._cut(resumed.metrics_bytes)
+            except BaseException:
+                self._metrics.close()
+                raise
+            self._record(config, resumed)
         except OSError as error:
             raise ConfigError("out", str(path), "a folder that can be written", str(error)) from None
         self._pending: list[bytes] = []
-        history = (
-            []
-            if resumed is None or not resumed.step
-            else [*_history(path), {"step": resumed.step, "changed": list(resumed.changed)}]
-        )
-        record = {"config": as_dict(config), "environment": environment()}
-        self.write("config.json", record | ({"resumed": history} if history else {}))
         purge = None if resumed is None else resumed.step
         self._board = _tensorboard()(str(path), purge_step=purge) if config.tensorboard else None
+
+    def _record(self, config: RunConfig, resumed: Resumed | None) -> None:
+        """config.json, with the steps at which the run was resumed."""
+        record = {"config": as_dict(config), "environment": environment()}
+        if resumed is not None and resumed.step:
+            record["resumed"] = [*_history(self.path), {"step": resumed.step, "changed": list(resumed.changed)}]
+        self.write("config.json", record)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl. A line that the disk refuses is kept, and written before the next one."""

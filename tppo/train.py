@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from tppo.checkpoint import Progress, capture, restore
 from tppo.checkpoint_store import CheckpointStore, Choice, choose, set_aside
 from tppo.config import RunConfig
+from tppo.errors import OutputError
 from tppo.evaluate import EvalResult
 from tppo.parts import build_trainer
 from tppo.plots import draw_curves
@@ -72,11 +74,18 @@ def run(
         watchdog.close()
         summary |= {"steps": trainer.steps_done, "tokens_generated": totals.tokens_generated}
         summary |= {"train_seconds": totals.train_seconds, "wall_seconds": before + time.perf_counter() - start}
-        folder.write("summary.json", summary)
+        try:
+            folder.write("summary.json", summary)
+        except OSError as error:
+            warn(f"summary.json was not written ({error.strerror}); free disk space and resume the run")
         folder.close()
-    trainer.workload.save(trainer.policy, out / "policy")
     trainer.engine.close()
-    draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png")
+    try:
+        trainer.workload.save(trainer.policy, out / "policy")
+        draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png")
+    except (OSError, SafetensorError) as error:
+        remedy = "free disk space; --resume auto repeats what came after the last checkpoint"
+        raise OutputError(f"{out}: the policy or the curves were not written ({error}): {remedy}") from None
     return summary
 
 

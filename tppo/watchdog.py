@@ -52,7 +52,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         assert self.limit is not None
-        while not self._closed.wait(min(self.limit / 4, 5.0)):
+        while not self._closed.wait(min(max(self.limit / 4, 0.005), 5.0)):
             now = time.monotonic()
             with self._lock:
                 late = [(t, phase, since) for t, (phase, since, due) in self._phases.items() if now >= due]

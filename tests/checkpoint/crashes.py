@@ -27,11 +27,14 @@ TOKEN_MDP = [
     "--evaluation.problems", "8", "--evaluation.every", "3", "--checkpoint.every", "2",
 ]  # fmt: skip
 TOY_LANGUAGE = [
-    "toy-language", "--steps", "5", "--rollout.slots", "8", "--rollout.max-response-tokens", "48",
-    "--algorithm.schedule.window", "12", "--algorithm.value-target.warmup-steps", "1",
-    "--policy.mini-batch", "4", "--critic.mini-batch", "4", "--evaluation.problems", "4", "--evaluation.every", "2",
-    "--checkpoint.every", "1", "--task.base.examples", "64", "--task.base.layers", "1", "--task.base.width", "16",
-    "--task.base.heads", "2", "--task.base.mlp-width", "32", "--task.base.max-positions", "128",
+    "toy-language", "--steps", "5", "--rollout.slots", "16", "--rollout.max-response-tokens", "48",
+    "--algorithm.schedule.window", "8", "--algorithm.value-target.warmup-steps", "1",
+    "--algorithm.policy-loss.entropy-coef", "0.01", "--policy.mini-batch", "8", "--critic.mini-batch", "8",
+    "--evaluation.problems", "4", "--evaluation.every", "2", "--checkpoint.every", "1",
+    # Small, yet able to solve the shortest problems: without rewards nothing would move.
+    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
+    "--task.base.layers", "1", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
+    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashes import KILLED, TOKEN_MDP, TOY_LANGUAGE, Zygote, assert_same_run, events, log
+from tppo.runs import read_metrics
 
 TASKS = {"token-mdp": TOKEN_MDP, "toy-language": TOY_LANGUAGE}
 # What must be among the moments; the rest is drawn from everything that happens in the undisturbed run.
@@ -36,6 +37,10 @@ def undisturbed(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dic
     for task, argv in TASKS.items():
         runs[task] = tmp_path_factory.mktemp("undisturbed") / task
         assert zygote.run(runs[task], argv) == 0, log(runs[task])
+        last = read_metrics(runs[task] / "metrics.jsonl")[-1]
+        assert last["critic_grad_norm"] > 0  # or equal weights would show nothing
+        assert last["policy_grad_norm"] > 0
+        assert last["windows_max"] > 1
     return runs
 
 
