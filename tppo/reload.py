@@ -12,6 +12,7 @@ from typing import Any
 from tppo.config import RunConfig, TaskConfig
 from tppo.errors import ConfigError, DataError
 from tppo.recipes import recipe_entry_points
+from tppo.validation import check_ranges
 
 
 def read_config(run: Path) -> RunConfig:
@@ -27,7 +28,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def config_of(tree: Any, path: Path) -> RunConfig:
-    """The configuration that ``runs.as_dict`` wrote down, from ``path``. Raises DataError.
+    """The configuration that ``runs.as_dict`` wrote down, from ``path``. Raises DataError, ConfigError.
 
     The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
     cannot make this import what it likes.
@@ -43,7 +44,9 @@ def config_of(tree: Any, path: Path) -> RunConfig:
     cls = getattr(import_module(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, TaskConfig)):
         raise DataError(f"{path}: '{module}:{name}' is not a task")
-    return _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+    config = _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+    check_ranges(config)  # a file is edited by hand, and what reads the configuration next trusts its types
+    return config
 
 
 def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:

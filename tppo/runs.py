@@ -51,7 +51,7 @@ class RunFolder:
 
     def _record(self, config: RunConfig, resumed: Resumed | None) -> None:
         """config.json, with the steps at which the run was resumed."""
-        record = {"config": as_dict(config), "environment": environment()}
+        record: dict[str, Any] = {"config": as_dict(config), "environment": environment()}
         if resumed is not None and resumed.step:
             record["resumed"] = [*_history(self.path), {"step": resumed.step, "changed": list(resumed.changed)}]
         self.write("config.json", record)

@@ -137,7 +137,8 @@ def test_a_real_disk_that_fills_up_and_is_made_larger(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     assert main(["train", *argv, "--out", str(plain)]) == 0
     one, two = newest_tensors(tmp_path / "out"), newest_tensors(plain)
-    assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())
+    trained = {name for name in one.keys() | two.keys() if not name.startswith("random.")}  # that process is another
+    assert all(torch.equal(one[name], two[name]) for name in trained)
     rows = [[without_timings(r) for r in read_metrics(p / "metrics.jsonl")] for p in (tmp_path / "out", plain)]
     assert rows[0] == rows[1]
 

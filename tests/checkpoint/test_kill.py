@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from crashes import KILLED, TOKEN_MDP, TOY_LANGUAGE, Zygote, assert_same_run, events, log
+
 from tppo.runs import read_metrics
 
 TASKS = {"token-mdp": TOKEN_MDP, "toy-language": TOY_LANGUAGE}
