@@ -18,7 +18,7 @@ class ModelOptimizer:
             {"params": [p for _, p in self.named if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for _, p in self.named if p.ndim < 2], "weight_decay": 0.0},
         ]
-        betas = (config.beta1, config.beta2)
+        betas = (float(config.beta1), float(config.beta2))  # AdamW refuses a 0 beside a 0.999
         self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas)
         warmup = config.warmup_updates
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adamw, lambda n: min(1.0, (n + 1) / (warmup + 1)))

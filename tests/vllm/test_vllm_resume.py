@@ -55,8 +55,8 @@ raise SystemExit(main(sys.argv[5:]))
 """
 MOMENTS = {
     "after vLLM answered": ("tppo.engines.vllm_engine", "", "_continuation", "60"),
-    "mid-update": ("tppo.optim", "ModelOptimizer", "step", "5"),
     "mid-checkpoint": ("tppo.checkpoint_files", "", "publish", "4"),
+    "mid-update": ("tppo.optim", "ModelOptimizer", "step", "5"),
 }
 
 
@@ -77,7 +77,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [*list(MOMENTS)[:2], pytest.param("mid-update", marks=pytest.mark.slow)])
 def test_killed_and_resumed(moment: str, undisturbed: Path, tmp_path: Path) -> None:
     out, cache = tmp_path / "run", undisturbed.with_name("cache")
     assert train(out, cache, *MOMENTS[moment]).returncode == -signal.SIGKILL
