@@ -113,9 +113,9 @@ def changed_fields(stored: dict[str, Any], config: RunConfig) -> list[str]:
     return sorted(name for name in one.keys() | two.keys() if one.get(name, absent) != two.get(name, absent))
 
 
-def changed_packages(stored: dict[str, Any]) -> list[str]:
-    """What of packages and Python differs from when the checkpoint was made, in words."""
-    now = environment()
+def changed_packages(folder: Path) -> list[str]:
+    """Versions of Python and of packages that differ from those a checkpoint was made with, in words."""
+    stored, now = read_state(folder)["environment"], environment()
     one = {"python": stored.get("python"), **stored.get("packages", {})}
     two = {"python": now["python"], **now["packages"]}
     return [f"{name} {one.get(name)} -> {two[name]}" for name in two if one.get(name) != two[name]]

@@ -90,15 +90,19 @@ class CheckpointStore:
             files.write(scratch, contents)
             self.watch("checkpoint_rename")
             files.publish(scratch, self.root / name)
-            self.watch("checkpoint_prune")
-            self._prune(contents.step)
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise
-        finally:
             self.watch(None)
+            raise
         self.saved_step = contents.step
         self.written += 1
+        self.watch("checkpoint_prune")
+        try:
+            self._prune(contents.step)
+        except OSError as error:
+            self.report(f"older checkpoints were not removed ({error.strerror or error}): {_remedy(error)}")
+        finally:
+            self.watch(None)
 
     def _run(self, contents: files.Contents) -> None:
         try:

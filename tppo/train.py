@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from tppo.checkpoint import Progress, capture, restore
+from tppo.checkpoint import Progress, capture, changed_packages, restore
 from tppo.checkpoint_store import CheckpointStore, Choice, choose, set_aside
 from tppo.config import RunConfig
 from tppo.errors import OutputError
@@ -48,6 +48,8 @@ def run(
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
         warn(f"skipped {reason}")
+    if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
+        warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
     trainer = build_trainer(config)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
     resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)

@@ -60,6 +60,20 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning(
     assert list((tmp_path / "run" / FOLDER).glob(".*")) == []  # nothing half done is left
 
 
+def test_a_checkpoint_that_cannot_be_removed_is_a_warning_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(checkpoint_files, "discard", refuse)
+    run(CONFIG.with_values(checkpoint__keep=1), tmp_path / "run", progress=False)
+    said = capsys.readouterr().err
+    assert "older checkpoints were not removed (Permission denied): make the folder writable" in said
+    assert "was not written" not in said
+    assert len(listed(tmp_path / "run" / FOLDER)) == 5
+
+
 def test_a_disk_that_refuses_the_first_checkpoint_is_an_error_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +123,7 @@ def _namespaces() -> bool:
     return bool(tool) and subprocess.run(mount, capture_output=True).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _namespaces(), reason="needs a file system of its own, and this machine gives none")
 def test_a_real_disk_that_fills_up_and_is_made_larger(tmp_path: Path) -> None:
     """On a tmpfs: trains on without disk, ends with a clear message; with room again, resumes to the same weights."""

@@ -19,7 +19,7 @@ from tppo.cli import main
 from tppo.config import CheckpointOptions
 from tppo.errors import CheckpointError, ConfigError
 from tppo.parts import build_trainer
-from tppo.runs import read_metrics
+from tppo.runs import environment, read_metrics
 from tppo.train import run
 
 CONFIG = small_token_mdp(steps=4, checkpoint__every=2)
@@ -191,6 +191,17 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert len(read_metrics(Path("runs/token-mdp/metrics.jsonl"))) == 3
     assert main(["train", "token-mdp", *fast, "--allow-change", "steps"]) == 2
     assert "--resume with it" in capsys.readouterr().err
+
+
+def test_other_versions_are_said(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(CONFIG, done, progress=False, resume="auto")
+    assert "other versions" not in capsys.readouterr().err
+    now = environment()
+    monkeypatch.setattr("tppo.checkpoint.environment", lambda: now | {"packages": now["packages"] | {"numpy": "9.9"}})
+    run(CONFIG, done, progress=False, resume="auto")
+    assert f"numpy {now['packages']['numpy']} -> 9.9" in capsys.readouterr().err
 
 
 def test_state_is_all_there_is() -> None:

@@ -1,8 +1,9 @@
 """Runs of the command line in processes that can be killed, each a fork of this one: importing torch takes seconds.
 
 Reads one JSON command a line: argv of ``tppo``; ``kill``: (event, n) ends the process by SIGKILL at the n-th event of
-that name; ``delay``: seconds until it is killed from outside; ``terminate``: (event, n, signals) sends itself SIGTERMs;
-``events``: file that gets the name of each event; ``output``: file for its output. Answers with its exit status.
+that name; ``delay``: seconds from the first generation until it is killed from outside; ``terminate``: (event, n,
+signals) sends itself SIGTERMs; ``events``: file that gets the name of each event; ``output``: file for its output.
+Answers with its exit status.
 """
 
 from __future__ import annotations
@@ -84,6 +85,17 @@ def child(command: dict[str, Any]) -> int:
     return main(command["argv"])
 
 
+def await_phase(pid: int, path: str, seen: int) -> None:
+    """Until the process has trained: what it does before is the same every time."""
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if os.path.exists(path):
+            with open(path) as file:
+                file.seek(seen)
+                if "phase generate" in file.read():
+                    return
+        time.sleep(0.005)
+
+
 def main() -> None:
     """Import, then fork on command."""
     for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "paper_repro.recipes", "tppo.train"):
@@ -91,6 +103,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
+        seen = os.path.getsize(command["events"]) if os.path.exists(command["events"]) else 0
         pid = os.fork()
         if pid == 0:
             status = 70
@@ -107,8 +120,9 @@ def main() -> None:
                 sys.stderr.flush()
                 os._exit(status)
         if command.get("delay") is not None:
+            await_phase(pid, command["events"], seen)
             time.sleep(command["delay"])
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)  # a child that has ended is still there until it is waited for
         _, status = os.waitpid(pid, 0)
         print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
