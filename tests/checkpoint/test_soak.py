@@ -53,7 +53,7 @@ def test_a_checkpoint_at_every_step(steps: int, tmp_path: Path) -> None:
         f"\n{steps} checkpoints: {memory[0]:.0f} MiB at first, {memory[quarter]:.0f} after a quarter, "
         f"{memory[-1]:.0f} at the end; figure in {tmp_path / 'soak.png'}"
     )
-    # A copy of the state that is never freed would be 0.1 MiB a step here.
+    # A copy of the state that is never freed is 0.08 MiB a step here: twice this bound.
     assert growth < 0.02 * steps
     for name, slack in (("handles", 4), ("threads", 1)):  # the writer comes and goes
         assert records[-1][name] <= records[quarter][name] + slack
