@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -111,15 +110,14 @@ def main() -> int:
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error(f"--seeds {args.seeds}: at least 2, or there is no spread to compare with")
-    results: Any
     try:
-        results = curves(args.recipe, args.seeds, args.steps, args.every, args.out)
+        at, rates = curves(args.recipe, args.seeds, args.steps, args.every, args.out)
     except TPPOError as error:
         print(f"compare_engines: {error}", file=sys.stderr)
         return 2
-    text = markdown(*results)
+    text = markdown(at, rates)
     (args.out / "engines.md").write_text(text + "\n", encoding="utf-8")
-    draw(args.recipe, *results, args.out / "engines.png")
+    draw(args.recipe, at, rates, args.out / "engines.png")
     print(text)
     print(f"written to {args.out}: engines.md, engines.png")
     return 0

@@ -19,7 +19,10 @@ _EPILOG = """examples:
   tppo train token-mdp --seed 3 --out runs/a     a token MDP with an exactly known optimum
   tppo train toy-language --help                 every field of the recipe, with its meaning
   tppo train toy-language --algorithm.schedule.window 64 --algorithm.advantage.boundary critic
+  tppo train toy-language --out runs/a --resume auto    go on where a run was stopped, killed or preempted
   tppo eval runs/toy-language --evaluation.problems 2000
+  tppo export runs/a model                       the newest checkpoint's policy as a Hugging Face folder
+  tppo replay tokens --checkpoint runs/a/checkpoints/step-00000020
 """
 
 
@@ -32,21 +35,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    usage = _usage("train RECIPE [--out DIR] [--quiet]")
+    usage = _usage("train RECIPE [--out DIR] [--quiet] [--resume auto|CHECKPOINT] [--allow-change FIELD,...]")
     train = commands.add_parser("train", help="train a recipe", add_help=False, usage=usage)
     train.add_argument("recipe", nargs="?")
     train.add_argument("--out", type=Path)
     train.add_argument("--quiet", action="store_true")
+    train.add_argument("--resume", metavar="auto|CHECKPOINT")
+    train.add_argument("--allow-change", default="", metavar="FIELD,...")
+    train.add_argument("--dump-rollouts", type=Path, metavar="DIR")
     evaluate = commands.add_parser("eval", help="evaluate a trained run", add_help=False, usage=_usage("eval RUN"))
     evaluate.add_argument("run", nargs="?", type=Path)
     commands.add_parser("recipes", help="list the recipes")
     show = commands.add_parser("show", help="print a recipe's resolved configuration", add_help=False)
     show.add_argument("recipe", nargs="?")
+    export = commands.add_parser("export", help="write a checkpoint's policy as a model folder")
+    export.add_argument("checkpoint", type=Path, help="a checkpoint, or a run: then its newest sound one")
+    export.add_argument("folder", type=Path, help="empty or new")
+    replay = commands.add_parser("replay", help="train from dumped tokens", usage=_usage(_REPLAY))
+    replay.add_argument("dump", type=Path, help="what 'tppo train --dump-rollouts' wrote")
+    replay.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint: where the first step begins")
+    replay.add_argument("--steps", type=int, default=1, help="steps to train, of those dumped after it")
     known, rest = parser.parse_known_args(argv)
-    if known.command == "recipes" and rest:
+    if known.command in ("recipes", "export") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
-        return {"train": _train, "eval": _eval, "recipes": _recipes, "show": _show}[known.command](known, rest)
+        return _COMMANDS[known.command](known, rest)
     except (ConfigError, DataError) as error:
         print(f"tppo: {error}", file=sys.stderr)
         return 2
@@ -56,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TPPOError as error:
         print(f"tppo: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+_REPLAY = "replay DUMP --checkpoint CHECKPOINT [--steps N]"
 
 
 def _usage(form: str) -> str:
@@ -95,10 +111,30 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.runs import free_folder
     from tppo.train import run
 
-    out = known.out or free_folder(config.recipe)
-    summary = run(config, out, progress=not known.quiet)
+    if known.allow_change and not known.resume:
+        raise ConfigError("allow-change", known.allow_change, "--resume with it", "a new run changes what it likes")
+    if known.resume is None:
+        out = known.out or free_folder(config.recipe)
+    elif known.resume == "auto":
+        out = known.out or Path("runs") / config.recipe
+    else:
+        out = known.out or Path(known.resume).absolute().parent.parent
+    summary = run(
+        config,
+        out,
+        progress=not known.quiet,
+        resume=known.resume,
+        allow_change=[name for name in known.allow_change.split(",") if name],
+        dump=known.dump_rollouts,
+    )
     print(json.dumps(summary, indent=2))
     print(f"written to {out}: config.json, metrics.jsonl, summary.json, curves.png, policy/")
+    if summary.get("terminated"):
+        saved = summary["checkpoint_step"]
+        print(
+            f"tppo: ended by SIGTERM; checkpoint: {'NOT SAVED' if saved is None else f'step {saved}'}", file=sys.stderr
+        )
+        return 1 if saved is None else 0
     return 130 if summary["interrupted"] else 0
 
 
@@ -147,6 +183,46 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
     }
 
 
+def _export(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.checkpoint import load_policy, stored_config
+    from tppo.checkpoint_store import newest
+
+    if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
+        raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
+    path = newest(known.checkpoint)
+    config = stored_config(path)
+    workload = config.task.build(config)
+    load_policy(workload.policy, path)
+    try:
+        workload.save(workload.policy, known.folder)
+    except OSError as error:
+        raise ConfigError("folder", str(known.folder), "a folder that can be written", str(error)) from None
+    print(f"{path} written to {known.folder}: {', '.join(sorted(p.name for p in known.folder.iterdir()))}")
+    return 0
+
+
+def _replay(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.checkpoint import stored_config
+    from tppo.checkpoint_store import newest
+    from tppo.config import validate
+    from tppo.replay import replay
+
+    if known.steps < 1:
+        raise ConfigError("steps", known.steps, "a number in [1, inf) [steps]")
+    path = newest(known.checkpoint)
+    stored = stored_config(path)
+    config = _override(stored, rest, "tppo replay", validate)
+    same = True
+    for done in replay(path, known.dump, steps=known.steps, config=config):
+        print(json.dumps(done.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
+        same = same and all(done.same.values())
+    if config != stored:
+        print("tppo: other values than the run's were asked for: other weights are expected", file=sys.stderr)
+    elif not same:
+        print("tppo: the weights are not those of the run; is this another machine or library?", file=sys.stderr)
+    return 0 if same or config != stored else 1
+
+
 def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.recipes import recipe_entry_points
 
@@ -162,3 +238,6 @@ def _show(known: argparse.Namespace, rest: list[str]) -> int:
 
     print(json.dumps(as_dict(config), indent=2))
     return 0
+
+
+_COMMANDS = {"train": _train, "eval": _eval, "export": _export, "replay": _replay, "recipes": _recipes, "show": _show}

@@ -117,6 +117,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class CheckpointOptions:
+    """What a run can be resumed from. None of these changes a result."""
+
+    every: Annotated[int, Range(0, unit="steps")] = 20
+    """Save every so many steps, before the first and after the last; 0 saves on SIGTERM only."""
+    keep: Annotated[int, Range(1, unit="checkpoints")] = 2
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, Range(0, unit="checkpoints")] = 1
+    """Also kept: those with the largest held-out solve rate. Above zero, an evaluation that sets a record saves one."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run."""
 
@@ -133,6 +145,7 @@ class RunConfig:
     critic: Optimizer = field(default_factory=lambda: Optimizer(lr=2e-6))
     compute: Compute = field(default_factory=Compute)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     engine: Literal["torch", "vllm"] = "torch"
     """Inference engine: the embedded one, or vLLM."""
     vllm: VllmOptions = field(default_factory=VllmOptions)
@@ -140,6 +153,8 @@ class RunConfig:
     """Largest log-prob difference between engine and trainer on the tokens probed after each load of weights."""
     grading_seconds: Annotated[float, Range(0, above=True, unit="s")] = 120.0
     """Longest time without a verdict of the reward function before the run stops."""
+    phase_limit_seconds: Annotated[float, Range(0, above=True, unit="s")] | None = 1800.0
+    """A phase that takes longer is reported with all stack traces, and goes on; None is off."""
     tensorboard: bool = False
     """Also log to TensorBoard (extra 'tensorboard')."""
 

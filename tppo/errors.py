@@ -27,6 +27,14 @@ class DataError(TPPOError, ValueError):
     """A prompt, response or file whose content cannot be used."""
 
 
+class CheckpointError(DataError):
+    """A checkpoint that is torn, corrupted, of a newer format, or of another run."""
+
+
+class OutputError(TPPOError, OSError):
+    """Results that could not be written."""
+
+
 class EngineError(TPPOError, RuntimeError):
     """An inference engine broke its contract."""
 

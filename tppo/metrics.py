@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,19 +15,22 @@ from tppo.types import Response, Status, TokenBatch
 
 
 class PhaseClock:
-    """Wall time of the phases of a step."""
+    """Wall time of the phases of a step. ``watch`` is told each phase that begins, and None when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[str | None], None]) -> None:
+        self.watch = watch
         self.seconds: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a block. On a GPU the block must end with a result on the host, as all phases of the loop do."""
+        self.watch(name)
         start = time.perf_counter()
         try:
             yield
         finally:
+            self.watch(None)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:

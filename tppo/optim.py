@@ -18,7 +18,7 @@ class ModelOptimizer:
             {"params": [p for _, p in self.named if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for _, p in self.named if p.ndim < 2], "weight_decay": 0.0},
         ]
-        betas = (config.beta1, config.beta2)
+        betas = (float(config.beta1), float(config.beta2))  # AdamW refuses a 0 beside a 0.999
         self.adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas)
         warmup = config.warmup_updates
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adamw, lambda n: min(1.0, (n + 1) / (warmup + 1)))
@@ -26,6 +26,17 @@ class ModelOptimizer:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self.adamw.zero_grad(set_to_none=True)
+
+    def resume_schedule(self, updates: int) -> None:
+        """Stand where the schedule stands after ``updates`` updates; the peak rate is the configuration's."""
+        self.schedule.last_epoch, self.schedule._step_count = updates, updates + 1
+        rates = [
+            base * factor(updates)
+            for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule._last_lr = rates
 
     def step(self, *, name: str, step: int) -> float:
         """One update; returns the gradient norm before clipping. Raises NonFiniteError instead of updating."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,15 +16,15 @@ from tppo.trainer import Trainer
 from tppo.workload import Workload
 
 
-def build_trainer(config: RunConfig) -> Trainer:
-    """Validate, then load models and data, then open the engine."""
+def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload], Engine] | None = None) -> Trainer:
+    """Validate, then load models and data, then open the engine (``build_engine`` unless another is asked for)."""
     validate(config)
     device = pick_device(config.compute.device)
     workload = config.task.build(config)
     for model in (workload.policy, workload.critic):
         assert isinstance(model, torch.nn.Module)
         model.to(device)
-    return Trainer(config, workload, build_engine(config, workload))
+    return Trainer(config, workload, (open_engine or build_engine)(config, workload))
 
 
 def build_engine(config: RunConfig, workload: Workload) -> Engine:

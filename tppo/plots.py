@@ -57,10 +57,18 @@ def _line(ax: Any, rows: list[dict[str, Any]], name: str, label: str, color: str
     return bool(len(x))
 
 
+def _legend(ax: Any, **style: Any) -> None:
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(**style)
+
+
 def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     _line(ax, rows, "solve_rate", "training problems that finished", _GREY)
     x, y = _series(rows, "held_out_solve_rate")
-    _, error = _series(rows, "held_out_standard_error")
+    # One problem has no standard error.
+    error = np.array(
+        [r.get("held_out_standard_error") or 0.0 for r in rows if r.get("held_out_solve_rate") is not None]
+    )
     if summary.get("solve_rate_base") is not None:
         x, y = np.r_[0, x], np.r_[summary["solve_rate_base"], y]
         error = np.r_[summary.get("solve_rate_base_se") or 0.0, error]
@@ -70,7 +78,7 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
     label = "held-out, 95% interval"
     ax.errorbar(x, y, yerr=1.96 * error, color=_BLUE, marker="o", ms=4, capsize=2, label=label, lw=1.8)
     ax.set(title="Problems solved", ylabel="share solved", ylim=(0, 1.02))
-    ax.legend(loc="lower right", fontsize=8)
+    _legend(ax, loc="lower right", fontsize=8)
 
 
 def _lengths(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -84,7 +92,7 @@ def _lengths(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> No
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.legend(fontsize=8)
+    _legend(ax, fontsize=8)
 
 
 def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -95,7 +103,7 @@ def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
         labels=["finished", "carried to the next step"],
     )  # fmt: skip
     ax.set(title="Slots", ylabel="responses", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
-    ax.legend(loc="lower right", fontsize=8)
+    _legend(ax, loc="lower right", fontsize=8)
 
 
 def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
@@ -103,7 +111,7 @@ def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
     _line(ax, rows, "explained_variance_unfinished", "tokens sampled before the end was seen", _ORANGE)
     ax.axhline(0, color="k", lw=0.6)
     ax.set(title="Critic: explained variance of the return", ylabel="explained variance", ylim=(-1, 1.02))
-    ax.legend(loc="lower right", fontsize=8)
+    _legend(ax, loc="lower right", fontsize=8)
 
 
 def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:

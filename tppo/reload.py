@@ -12,21 +12,30 @@ from typing import Any
 from tppo.config import RunConfig, TaskConfig
 from tppo.errors import ConfigError, DataError
 from tppo.recipes import recipe_entry_points
+from tppo.validation import check_ranges
 
 
 def read_config(run: Path) -> RunConfig:
-    """The configuration in ``run/config.json``.
+    """The configuration in ``run/config.json``. Raises ConfigError when there is none, else as ``config_of``."""
+    path = run / "config.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except OSError as error:
+        raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
+    return config_of(tree, path)
+
+
+def config_of(tree: Any, path: Path) -> RunConfig:
+    """The configuration that ``runs.as_dict`` wrote down, from ``path``. Raises DataError, ConfigError.
 
     The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
     cannot make this import what it likes.
     """
-    path = run / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
-        task = dict(tree.pop("task"))
+        task = dict(tree["task"])
         module, _, name = task.pop("class").partition(":")
-    except OSError as error:
-        raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
     homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
@@ -35,7 +44,9 @@ def read_config(run: Path) -> RunConfig:
     cls = getattr(import_module(module), name, None)
     if not (isinstance(cls, type) and issubclass(cls, TaskConfig)):
         raise DataError(f"{path}: '{module}:{name}' is not a task")
-    return _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+    config = _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+    check_ranges(config)  # a file is edited by hand, and what reads the configuration next trusts its types
+    return config
 
 
 def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:

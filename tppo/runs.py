@@ -1,13 +1,19 @@
-"""What a run leaves on disk: config.json, metrics.jsonl, summary.json, curves.png, policy/."""
+"""What a run leaves on disk: config.json, metrics.jsonl, summary.json, curves.png, policy/ (and checkpoints/)."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
+import functools
 import json
 import math
 import os
 import platform
 import subprocess
+import sys
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,27 +25,55 @@ _PACKAGES = ("tppo", "torch", "transformers", "numpy", "gymnasium", "safetensors
 
 
 class RunFolder:
-    """A folder of one run. Opening refuses a folder that already holds one: results are never overwritten."""
+    """A folder of one run. Opening refuses a folder that already holds one, unless that one is resumed: results are
+    never overwritten. While it is open no other process can open it.
+    """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path, config: RunConfig, resumed: Resumed | None = None) -> None:
         self.path = path
-        check_folder(path, config)
+        if resumed is None:
+            check_folder(path, config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
+            try:
+                _lock(self._metrics, path)
+                self._size = 0 if resumed is None else self._cut(resumed.metrics_bytes)
+            except BaseException:
+                self._metrics.close()
+                raise
+            self._record(config, resumed)
         except OSError as error:
             raise ConfigError("out", str(path), "a folder that can be written", str(error)) from None
-        self.write("config.json", {"config": as_dict(config), "environment": environment()})
-        self._board = _tensorboard()(str(path)) if config.tensorboard else None
+        self._pending: list[bytes] = []
+        purge = None if resumed is None else resumed.step
+        self._board = _tensorboard()(str(path), purge_step=purge) if config.tensorboard else None
+
+    def _record(self, config: RunConfig, resumed: Resumed | None) -> None:
+        """config.json, with the steps at which the run was resumed."""
+        record: dict[str, Any] = {"config": as_dict(config), "environment": environment()}
+        if resumed is not None and resumed.step:
+            record["resumed"] = [*_history(self.path), {"step": resumed.step, "changed": list(resumed.changed)}]
+        self.write("config.json", record)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl; it is on disk when this returns."""
-        self._metrics.write(json.dumps(_plain(metrics), allow_nan=False) + "\n")
-        self._metrics.flush()
+        """Append one line to metrics.jsonl. A line that the disk refuses is kept, and written before the next one."""
+        self._pending.append(json.dumps(_plain(metrics), allow_nan=False).encode() + b"\n")
+        try:
+            self._write_pending()
+        except OSError as error:
+            if len(self._pending) == 1:
+                warn(f"metrics.jsonl: {error.strerror}; free disk space. Training goes on, lines are kept in memory")
         if self._board is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, metrics["step"])
+
+    def flush(self) -> int:
+        """Length of metrics.jsonl [bytes] once every line is on the disk. Raises OSError while one is not."""
+        self._write_pending()
+        os.fsync(self._metrics.fileno())
+        return self._size
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -50,20 +84,84 @@ class RunFolder:
 
     def close(self) -> None:
         """Close all files."""
+        with contextlib.suppress(OSError):
+            self._write_pending()
+        if self._pending:
+            warn(f"metrics.jsonl lacks its last {len(self._pending)} lines: the disk is full")
         self._metrics.close()
         if self._board is not None:
             self._board.close()
 
+    def _write_pending(self) -> None:
+        data = b"".join(self._pending)
+        try:
+            written = 0
+            while written < len(data):
+                written += self._metrics.write(data[written:]) or 0
+        except OSError:
+            os.ftruncate(self._metrics.fileno(), self._size)  # no half line stays
+            raise
+        self._size += len(data)
+        self._pending.clear()
 
-def check_folder(path: Path, config: RunConfig) -> None:
+    def _cut(self, size: int) -> int:
+        """Drop the lines after a checkpoint; they are kept in metrics.replaced.jsonl."""
+        path = self.path / "metrics.jsonl"
+        with path.open("rb") as file:
+            file.seek(size)
+            tail = file.read()
+            if file.seek(0, os.SEEK_END) < size:
+                raise DataError(f"{path} has {file.tell()} bytes, the checkpoint says {size}: was it edited?")
+        if tail:
+            with (self.path / "metrics.replaced.jsonl").open("ab") as kept:
+                kept.write(tail)
+            os.ftruncate(self._metrics.fileno(), size)
+        return size
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """step: steps done at the checkpoint. metrics_bytes: length of metrics.jsonl then. changed: fields that differ."""
+
+    step: int
+    metrics_bytes: int
+    changed: tuple[str, ...] = ()
+
+
+def warn(text: str) -> None:
+    """To standard error, on a line of its own beside the progress bar."""
+    print(f"\ntppo: warning: {text}", file=sys.stderr, flush=True)
+
+
+def check_folder(path: Path, config: RunConfig, *, resume: bool = False) -> None:
     """Raise ConfigError now for what would fail when the folder is opened, before models are built."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError("out", str(path), "a folder that is empty or does not exist", "choose another or move it")
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not resume)):
+        remedy = "choose another or move it; --resume auto goes on with the run in it"
+        raise ConfigError("out", str(path), "a folder that is empty or does not exist", remedy)
     home = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not (home.is_dir() and os.access(home, os.W_OK)):
         raise ConfigError("out", str(path), "a folder that can be written", f"{home} cannot")
     if config.tensorboard:
         _tensorboard()
+
+
+def _lock(file: Any, path: Path) -> None:
+    """Held until the process ends or closes the file. A POSIX lock: forked workers that live on do not hold it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ConfigError(
+                "out", str(path), "a run that no other process writes", "wait for it, or end it"
+            ) from None
+        # Some network file systems have no locks: nothing is lost but this check.
+
+
+def _history(path: Path) -> list[Any]:
+    try:
+        return list(json.loads((path / "config.json").read_text(encoding="utf-8")).get("resumed", []))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return []
 
 
 def free_folder(recipe: str, root: Path = Path("runs")) -> Path:
@@ -106,6 +204,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _git_revision() -> str | None:
     where = Path(__file__).resolve().parent
     try:

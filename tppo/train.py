@@ -4,85 +4,214 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
+from tppo.checkpoint import Progress, capture, changed_packages, restore
+from tppo.checkpoint_store import CheckpointStore, Choice, choose, set_aside
 from tppo.config import RunConfig
+from tppo.errors import EngineError, OutputError
 from tppo.evaluate import EvalResult
 from tppo.parts import build_trainer
 from tppo.plots import draw_curves
-from tppo.runs import RunFolder, check_folder, read_metrics
+from tppo.replay import DumpFolder
+from tppo.runs import Resumed, RunFolder, check_folder, read_metrics, warn
 from tppo.trainer import Trainer
+from tppo.watchdog import Termination, Watchdog
 
 
-def run(config: RunConfig, out: Path, *, progress: bool = True) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    out: Path,
+    *,
+    progress: bool = True,
+    resume: str | None = None,
+    allow_change: Sequence[str] = (),
+    dump: Path | None = None,
+) -> dict[str, Any]:
     """Train and return the summary that is also in ``out/summary.json``.
 
+    resume: 'auto' or the folder of a checkpoint in ``out``; None starts a run. allow_change: fields that may differ
+    from those the checkpoint was made with. dump: a folder for the tokens of every step (see ``tppo.replay``).
+
     An interrupt (Ctrl-C) ends the run between or inside steps; what was done so far is written all the same, with
-    ``interrupted`` true. Any other error is noted in the summary as ``error`` and raised.
+    ``interrupted`` true. SIGTERM saves a checkpoint when the step ends, and ends the run (``terminated``). Any other
+    error is noted in the summary as ``error`` and raised.
     """
     start = time.perf_counter()
-    check_folder(out, config)
+    choice = Choice(None) if resume is None else choose(out, resume, config, allow_change)
+    check_folder(out, config, resume=resume is not None)
+    dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
+    for reason in choice.skipped:
+        warn(f"skipped {reason}")
+    if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
+        warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
     trainer = build_trainer(config)
-    folder = RunFolder(out, config)
+    totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
+    resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)
+    folder = RunFolder(out, config, resumed)
+    watchdog = Watchdog(config.phase_limit_seconds)
+    trainer.watch = watchdog.enter
+    store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
+    if choice.checkpoint is not None:
+        store.saved_step = trainer.steps_done
+    before = totals.wall_seconds
     summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "algorithm": config.algorithm.name}
+    summary |= {"interrupted": False}
     try:
-        _train(trainer, folder, summary, progress)
+        set_aside(choice.aside)
+        with Termination() as termination:
+            _Run(trainer, folder, store, dumps, totals, termination, start - before).train(summary, progress)
     except KeyboardInterrupt:
         summary["interrupted"] = True
     except BaseException as error:
         summary["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
-        summary |= {"steps": trainer.steps_done, "wall_seconds": time.perf_counter() - start}
-        folder.write("summary.json", summary)
+        store.wait()
+        watchdog.close()
+        summary |= {"steps": trainer.steps_done, "tokens_generated": totals.tokens_generated}
+        summary |= {"train_seconds": totals.train_seconds, "wall_seconds": before + time.perf_counter() - start}
+        try:
+            folder.write("summary.json", summary)
+        except OSError as error:
+            warn(f"summary.json was not written ({error.strerror}); free disk space and resume the run")
         folder.close()
-    trainer.workload.save(trainer.policy, out / "policy")
     trainer.engine.close()
-    draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png")
+    try:
+        trainer.workload.save(trainer.policy, out / "policy")
+        draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png")
+    except (OSError, SafetensorError) as error:
+        remedy = "free disk space; --resume auto repeats what came after the last checkpoint"
+        raise OutputError(f"{out}: the policy or the curves were not written ({error}): {remedy}") from None
     return summary
 
 
-def _train(trainer: Trainer, folder: RunFolder, summary: dict[str, Any], progress: bool) -> None:
-    c = trainer.config
-    summary |= {"interrupted": False, "tokens_generated": 0, "train_seconds": 0.0}
-    base = trainer.evaluate()
-    final = base
-    summary |= {"solve_rate_base": base.solve_rate, "solve_rate_base_se": base.standard_error}
-    bar = tqdm(total=c.steps, disable=not progress, file=sys.stderr, dynamic_ncols=True, desc=c.recipe, unit="step")
-    with bar:
-        for step in range(c.steps):
-            began = time.perf_counter()
-            metrics = trainer.step()
-            # Held-out evaluation is not part of training time: it can be done by anyone, at any time.
-            seconds = time.perf_counter() - began
-            summary["train_seconds"] += seconds
-            summary["tokens_generated"] += metrics["new_tokens"]
-            metrics |= {"seconds_step": seconds, "train_seconds": summary["train_seconds"]}
-            metrics["tokens_generated"] = summary["tokens_generated"]
-            due = c.evaluation.every and (step + 1) % c.evaluation.every == 0
-            if due:
-                final = trainer.evaluate()
-                metrics |= final.summary()
-            folder.log(metrics)
-            bar.set_postfix(_watch(metrics, final), refresh=False)
-            bar.update()
-            if due and c.evaluation.stop_at is not None and final.solve_rate >= c.evaluation.stop_at:
-                summary["stopped_at_target"] = True
-                break
-    if not due:
-        final = trainer.evaluate()
-    summary |= {"solve_rate_final": final.solve_rate, "solve_rate_final_se": final.standard_error}
-    summary |= trainer.workload.report(trainer.policy)
+class _Run:
+    """The parts of a run that is under way. ``began``: when the run began, in this process's clock [s]."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        store: CheckpointStore,
+        dumps: DumpFolder | None,
+        totals: Progress,
+        termination: Termination,
+        began: float,
+    ) -> None:
+        self.trainer, self.folder, self.store, self.dumps = trainer, folder, store, dumps
+        self.totals, self.termination, self.began = totals, termination, began
+        self.options = trainer.config.checkpoint
+        self.stalled = 0.0  # seconds that training waited for checkpoints since the last line of metrics
+
+    def train(self, summary: dict[str, Any], progress: bool) -> None:
+        """From where the trainer stands to the end, or to the first reason to stop."""
+        c, totals, trainer = self.trainer.config, self.totals, self.trainer
+        if self.options.every:
+            self.store.open()
+            if totals.base_rate is None:
+                self.save(first=True)
+        if totals.base_rate is None:
+            base = self.evaluate()
+            totals.base_rate, totals.base_se = base.solve_rate, base.standard_error
+        summary |= {"solve_rate_base": totals.base_rate, "solve_rate_base_se": totals.base_se}
+        bar = tqdm(
+            total=c.steps, initial=trainer.steps_done, disable=not progress, file=sys.stderr, dynamic_ncols=True,
+            desc=c.recipe, unit="step",
+        )  # fmt: skip
+        with bar:
+            while trainer.steps_done < c.steps and not totals.reached_target and not self.termination.requested:
+                try:
+                    metrics = self.step()
+                except EngineError:
+                    # Nothing of this step is done yet: what was in flight before it is what will be resumed.
+                    self.save()
+                    self.store.wait()
+                    raise
+                bar.set_postfix(_watch(metrics, totals.last_rate), refresh=False)
+                bar.update()
+        if self.termination.requested:
+            self.save()
+            self.store.wait()
+            summary |= {"terminated": True, "checkpoint_step": self.store.saved_step}
+            return
+        if totals.reached_target:
+            summary["stopped_at_target"] = True
+        if totals.evaluated_at != trainer.steps_done:
+            self.evaluate()
+        summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
+        summary |= trainer.workload.report(trainer.policy)
+
+    def step(self) -> dict[str, Any]:
+        """A step, its evaluation, its line of metrics and its checkpoint; in this order, so that each has the last."""
+        c, totals, trainer = self.trainer.config, self.totals, self.trainer
+        responses = trainer.window.admit()  # the same that the step will admit; it fills them in
+        began = time.perf_counter()
+        metrics = trainer.step()
+        # Held-out evaluation is not part of training time: it can be done by anyone, at any time.
+        seconds = time.perf_counter() - began
+        totals.train_seconds += seconds
+        totals.tokens_generated += metrics["new_tokens"]
+        metrics |= {"seconds_step": seconds, "train_seconds": totals.train_seconds}
+        metrics |= {"tokens_generated": totals.tokens_generated, "seconds_checkpoint": self.stalled}
+        self.stalled = 0.0
+        record = False
+        if c.evaluation.every and trainer.steps_done % c.evaluation.every == 0:
+            held_out = self.evaluate()
+            metrics |= held_out.summary()
+            record = totals.best is None or held_out.solve_rate > totals.best
+            totals.best = held_out.solve_rate if record else totals.best
+            totals.reached_target = c.evaluation.stop_at is not None and held_out.solve_rate >= c.evaluation.stop_at
+        if self.dumps is not None:
+            self.dumps.write(trainer, responses)
+        self.folder.log(metrics)
+        last = trainer.steps_done == c.steps or totals.reached_target
+        due = self.options.every and (trainer.steps_done % self.options.every == 0 or last)
+        if due or (record and self.options.every and self.options.keep_best):
+            self.save()
+        return metrics
+
+    def save(self, *, first: bool = False) -> None:
+        """Copy the run's state and write it in the background. The first one is written now: a disk that refuses it
+        is an error before any work (ConfigError). A later failure is a warning, and the run goes on.
+        """
+        began, at = time.perf_counter(), self.trainer.steps_done
+        self.trainer.watch("checkpoint_wait")
+        self.store.wait()  # one copy in memory, not two
+        if self.store.saved_step == at:
+            return
+        self.trainer.watch("checkpoint_copy")
+        try:
+            self.totals.metrics_bytes = self.folder.flush()
+        except OSError as error:
+            warn(f"no checkpoint of step {at}: metrics.jsonl cannot be written ({error.strerror}); training goes on")
+            return
+        self.totals.wall_seconds = began - self.began
+        contents = capture(self.trainer, self.totals)
+        self.trainer.watch(None)
+        self.store.save(contents, now=first)
+        self.stalled += time.perf_counter() - began
+
+    def evaluate(self) -> EvalResult:
+        """Held-out evaluation, noted in the totals."""
+        self.trainer.watch("evaluate")
+        result = self.trainer.evaluate()
+        self.trainer.watch(None)
+        self.totals.last_rate, self.totals.last_se = result.solve_rate, result.standard_error
+        self.totals.evaluated_at = self.trainer.steps_done
+        return result
 
 
-def _watch(metrics: dict[str, Any], held_out: EvalResult) -> dict[str, str]:
+def _watch(metrics: dict[str, Any], held_out: float | None) -> dict[str, str]:
     """The numbers a person watches."""
     show = lambda x, form: "-" if x is None else format(x, form)  # noqa: E731
     return {
-        "held-out": show(held_out.solve_rate, ".3f"),
+        "held-out": show(held_out, ".3f"),
         "solved": show(metrics["solve_rate"], ".2f"),
         "length": show(metrics["length_mean"], ".0f"),
         "open": str(metrics["unfinished"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from tppo.workload import Workload
 class Trainer:
     """State of a run: models, optimisers, the responses in flight, and two counters.
 
-    ``steps_done`` counts steps; ``version`` counts changes of the policy's weights.
+    ``steps_done`` counts steps; ``version`` counts changes of the policy's weights. ``watch`` is told what begins.
     """
 
     def __init__(self, config: RunConfig, workload: Workload, engine: Engine) -> None:
@@ -53,12 +54,13 @@ class Trainer:
         )
         self.sampling = Sampling(config.rollout.temperature, workload.stop_ids, config.seed)
         self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds)
+        self.watch: Callable[[str | None], None] = lambda phase: None
         self.steps_done = 0
         self.version = 0
 
     def step(self) -> dict[str, Any]:
         """One step of training; returns its metrics."""
-        c, algorithm, clock = self.config, self.config.algorithm, PhaseClock()
+        c, algorithm, clock = self.config, self.config.algorithm, PhaseClock(self.watch)
         max_tokens = c.compute.micro_batch_tokens
         score = functools.partial(
             logprobs_of, temperature=c.rollout.temperature, max_tokens=max_tokens, chunk=c.compute.logit_chunk_tokens

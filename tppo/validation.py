@@ -67,6 +67,8 @@ def _check_leaf(path: str, hint: Any, value: Any) -> None:
     parts = _parts(hint)
     if value is None and type(None) in parts:
         return
+    if classes := [p for p in parts if isinstance(p, type) and dataclasses.is_dataclass(p)]:
+        raise ConfigError(path, value, f"the fields of {classes[0].__name__}")
     literals = [x for p in parts if typing.get_origin(p) is typing.Literal for x in typing.get_args(p)]
     if literals:
         if value not in literals:

@@ -77,7 +77,9 @@ def test_unknown_or_unreadable_options_exit_with_2(args: list[str], capsys: pyte
 def test_a_run_from_start_to_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert main(["train", "token-mdp", "--out", str(out), "--quiet", *FAST]) == 0
-    assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "policy"}
+    assert {p.name for p in out.iterdir()} == {
+        "config.json", "metrics.jsonl", "summary.json", "curves.png", "policy", "checkpoints",
+    }  # fmt: skip
     rows = read_metrics(out / "metrics.jsonl")
     assert [r["step"] for r in rows] == [0, 1, 2]
     assert "held_out_solve_rate" in rows[1]
