@@ -20,7 +20,11 @@ _EPILOG = """examples:
   tppo train toy-language --help                 every field of the recipe, with its meaning
   tppo train toy-language --algorithm.schedule.window 64 --algorithm.advantage.boundary critic
   tppo eval runs/toy-language --evaluation.problems 2000
+  tppo study bias                                a question answered: data, figure, findings
+  tppo study all --jobs 2                        every study, and one page of them
 """
+
+_STUDY = "Answer a question: data.csv, figure.png, findings.md and study.json; 'all' also writes one page, index.html."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("recipes", help="list the recipes")
     show = commands.add_parser("show", help="print a recipe's resolved configuration", add_help=False)
     show.add_argument("recipe", nargs="?")
+    study = commands.add_parser("study", help="run a study, or all of them", description=_STUDY)
+    study.add_argument("name", nargs="?", metavar="NAME", help="a study, 'all' or 'list'")
+    study.add_argument("--out", type=Path, help="folder; default runs/studies/NAME, for 'all' runs/studies")
+    study.add_argument("--full", action="store_true", help="larger and longer")
+    study.add_argument("--seeds", type=int, help="independent repetitions; default: the study's own number")
+    study.add_argument("--seed", type=int, default=0, help="where the seeds begin (default 0)")
+    study.add_argument("--jobs", type=int, default=1, help="processes; never changes a result (default 1)")
+    study.add_argument("--force", action="store_true", help="replace an earlier run of the same study")
+    study.add_argument("--reuse", type=Path, metavar="DIR", help="'all': run nothing, build the page from DIR/NAME")
+    study.add_argument("--quiet", action="store_true", help="no progress bar")
     known, rest = parser.parse_known_args(argv)
-    if known.command == "recipes" and rest:
+    if known.command in ("recipes", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
-        return {"train": _train, "eval": _eval, "recipes": _recipes, "show": _show}[known.command](known, rest)
+        return {"train": _train, "eval": _eval, "recipes": _recipes, "show": _show, "study": _study}[known.command](
+            known, rest
+        )
     except (ConfigError, DataError) as error:
         print(f"tppo: {error}", file=sys.stderr)
         return 2
@@ -141,3 +157,9 @@ def _show(known: argparse.Namespace, rest: list[str]) -> int:
 
     print(json.dumps(as_dict(config), indent=2))
     return 0
+
+
+def _study(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.study_command import study
+
+    return study(known)
