@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.clock_cost import Call
+from sim.clock_profiles import Hardware, ModelProfile
 from sim.clock_serve import DecodeTrace, Floats, Ints, Limits, padded_prefill
 
 FEATURES = ("call", "decode_step", "decoded_token", "few_rows_token", "key_read", "prefill_token", "prefill_pair")
@@ -49,6 +50,23 @@ class FittedCost:
         )
         price = counts * self.prices
         return Call(prefill_s=float(price[5:].sum()), decode_s=float(price[:5].sum()))
+
+    def hardware(self, model: ModelProfile, *, memory: float, name: str = "cpu") -> Hardware:
+        """The data sheet that this engine, running ``model``, amounts to: what it reached, not what it could.
+
+        peak_flops: matrix products of prefill, its best arithmetic. bandwidth: keys and values read by decode steps.
+        The fixed costs (`call_s`, `decode_step_s`) are no rate and go into `Efficiency`. memory: of the machine
+        [byte]. Raises ValueError where a rate was too fast to be priced.
+        """
+        if not (self.prefill_token_s > 0 and self.key_read_s > 0):
+            raise ValueError(
+                f"FittedCost.hardware: found prefill_token_s {self.prefill_token_s}, key_read_s {self.key_read_s}; "
+                "expected both above 0; fit to runs with longer contexts."
+            )
+        bandwidth = model.kv_bytes_per_token / self.key_read_s
+        return Hardware(
+            name, model.body_flops_per_token / self.prefill_token_s, bandwidth, memory, bandwidth, "measured"
+        )
 
     def seconds(self, work: Work) -> float:
         """Price of the calls of a run [s]."""

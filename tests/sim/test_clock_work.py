@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sim.clock_cost import sum_of_larger
 from sim.clock_fit import FEATURES, FittedCost, fit_cost, non_negative_least_squares
+from sim.clock_profiles import ModelProfile
 from sim.clock_serve import DecodeTrace, Limits, padded_prefill, serve, tokens_by
 
 REQUESTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=9)
@@ -129,3 +130,16 @@ def test_non_negative_least_squares_against_scipy() -> None:
     for _ in range(40):
         a, b = rng.normal(size=(9, 5)), rng.normal(size=9)
         np.testing.assert_allclose(non_negative_least_squares(a, b), nnls(a, b)[0], atol=1e-9)
+
+
+def test_the_data_sheet_of_a_measured_engine() -> None:
+    """Rates from prices, by hand: keys and values of a token are 2 x 3 layers x 4 heads x 8 x 4 bytes = 768 bytes."""
+    model = ModelProfile("x", 3, 32, 4, 4, 64, 100, tied=True, bytes_per_weight=4)
+    prices = FittedCost(0.0, 1e-3, 2e-5, 0.0, 1e-9, 1e-6, 0.0)
+    found = prices.hardware(model, memory=1e9)
+    assert model.kv_bytes_per_token == 768
+    assert found.bandwidth == pytest.approx(768e9)
+    # 3 layers x (4 x 32 x 32 + 3 x 32 x 64) = 30,720 weights, two operations each
+    assert found.peak_flops == pytest.approx(61_440e6)
+    with pytest.raises(ValueError, match="longer contexts"):
+        FittedCost(0.0, 1e-3, 2e-5, 0.0, 0.0, 1e-6, 0.0).hardware(model, memory=1e9)
