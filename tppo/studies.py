@@ -17,9 +17,6 @@ in the order they were given, and all of them compute on one thread.
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import os
 import shutil
 import sys
@@ -36,13 +33,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from tppo.errors import ConfigError
 from tppo.runs import environment
+from tppo.study_folder import DPI, check_study_folder, swap, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP = "tppo.studies"
-FILES = ("data.csv", "figure.png", "findings.md", "study.json")
-DPI = 100
 # Okabe-Ito: safe for colour blindness.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 
@@ -176,27 +172,6 @@ def resolve(
     return StudyOptions(full=full, seeds=seeds, seed=seed, jobs=jobs)
 
 
-def check_study_folder(path: Path, name: str, *, force: bool = False) -> None:
-    """Raise ConfigError unless `path` may be written: absent, empty, or with `force` an earlier run of this study."""
-    if not path.exists():
-        home = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (home.is_dir() and os.access(home, os.W_OK)):
-            raise ConfigError("out", str(path), "a folder that can be written", f"{home} cannot")
-        return
-    if not path.is_dir() or not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
-        raise ConfigError("out", str(path), "a folder that can be written")
-    found = sorted(entry.name for entry in path.iterdir())
-    if not found:
-        return
-    foreign = [entry for entry in found if entry not in FILES]
-    owner = None if foreign or "study.json" not in found else read_study(path)["name"]
-    if owner != name:
-        what = f"files that no study wrote ({', '.join(foreign[:3])})" if foreign else f"the study {owner!r}"
-        raise ConfigError("out", str(path), f"a folder without {what}", "choose another; nothing was touched")
-    if not force:
-        raise ConfigError("out", str(path), "a folder without a finished study", "--force replaces it by a new run")
-
-
 def run_study(
     study: Study, options: StudyOptions, out: Path, *, force: bool = False, show: bool = False
 ) -> StudyResult:
@@ -212,31 +187,14 @@ def run_study(
         began = time.perf_counter()
         result = study.run(options, Progress(study.name, jobs=options.jobs, show=show))
         _check_result(study, result)
-        _write(partial, study, options, result, time.perf_counter() - began)
+        record = _record(study, options, result, time.perf_counter() - began)
+        write_files(partial, result.rows, result.figure, findings(study, result), record)
         check_study_folder(out, study.name, force=force)  # it may have changed meanwhile
         partial.chmod(0o755)
-        _swap(partial, out)
+        swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
-
-
-def read_study(path: Path) -> dict[str, Any]:
-    """study.json of a folder. Raises ConfigError where there is none that can be read."""
-    try:
-        content = json.loads((path / "study.json").read_text(encoding="utf-8"))
-        missing = {"name", "chapter", "question", "answer", "details", "limits", "caption", "options"} - set(content)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError("study", str(path), "a folder with the study.json of a finished study", str(error)) from None
-    if missing:
-        raise ConfigError("study", str(path), f"a study.json with {', '.join(sorted(missing))}")
-    return dict(content)
-
-
-def read_rows(path: Path) -> list[list[str]]:
-    """data.csv of a folder as text, the header first."""
-    with (path / "data.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
 
 
 def findings(study: Study, result: StudyResult) -> str:
@@ -245,6 +203,15 @@ def findings(study: Study, result: StudyResult) -> str:
     lines += ["\n".join(f"- {item}" for item in result.details)] if result.details else []
     lines += ["## Limits", "\n".join(f"- {item}" for item in result.limits)]
     return "\n\n".join(lines) + "\n"
+
+
+def _record(study: Study, options: StudyOptions, result: StudyResult, seconds: float) -> dict[str, Any]:
+    """study.json."""
+    return {
+        "name": study.name, "chapter": study.chapter, "question": study.question, "answer": result.answer,
+        "details": list(result.details), "limits": list(result.limits), "caption": result.caption,
+        "options": asdict(options), "seconds": round(seconds, 1), "environment": environment(),
+    }  # fmt: skip
 
 
 def _check_result(study: Study, result: StudyResult) -> None:
@@ -256,43 +223,6 @@ def _check_result(study: Study, result: StudyResult) -> None:
             f"study {study.name!r}: found {len(result.rows)} rows, columns missing from the first {sorted(stray)}, "
             f"{len(result.limits)} limits; expected rows, an answer, a caption and at least one limit."
         )
-
-
-def _write(path: Path, study: Study, options: StudyOptions, result: StudyResult, seconds: float) -> None:
-    with (path / "data.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(result.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: _cell(value) for key, value in row.items()} for row in result.rows)
-    # No version stamp in the picture: the same run gives the same bytes.
-    result.figure.savefig(path / "figure.png", dpi=DPI, metadata={"Software": None})
-    (path / "findings.md").write_text(findings(study, result), encoding="utf-8")
-    content = {
-        "name": study.name, "chapter": study.chapter, "question": study.question, "answer": result.answer,
-        "details": list(result.details), "limits": list(result.limits), "caption": result.caption,
-        "options": asdict(options), "seconds": round(seconds, 1), "environment": environment(),
-    }  # fmt: skip
-    (path / "study.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _swap(new: Path, place: Path) -> None:
-    """Move `new` to `place`; what was there goes only once the new folder stands."""
-    old = new.with_name(new.name + ".old")
-    if place.exists():
-        os.replace(place, old)
-    try:
-        os.replace(new, place)
-    except OSError:
-        if old.exists():
-            os.replace(old, place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _cell(value: Any) -> Any:
-    """Nine digits tell a result from another; NaN and infinity are left empty."""
-    if isinstance(value, bool) or not hasattr(value, "__float__") or hasattr(value, "__index__"):
-        return value
-    return format(float(value), ".9g") if math.isfinite(float(value)) else ""
 
 
 @contextmanager

@@ -7,15 +7,8 @@ import sys
 from pathlib import Path
 
 from tppo.errors import ConfigError
-from tppo.studies import (
-    check_study_folder,
-    load_study,
-    one_thread,
-    read_study,
-    resolve,
-    run_study,
-    study_entry_points,
-)
+from tppo.studies import load_study, one_thread, resolve, run_study, study_entry_points
+from tppo.study_folder import check_study_folder, read_study
 from tppo.study_page import check_page, write_page
 
 ROOT = Path("runs/studies")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tppo.errors import ConfigError
-from tppo.studies import Chapter, read_rows, read_study
+from tppo.studies import Chapter
+from tppo.study_folder import read_rows, read_study
 
 PAGE = "index.html"
 _MARK = '<meta name="generator" content="tppo study">'
@@ -73,6 +74,7 @@ def write_page(
     studies = [(folder, read_study(folder)) for folder in folders]
     if not studies:
         raise ConfigError("reuse", str(out), "at least one finished study", "run 'tppo study all' first")
+    out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE
     partial = page.with_suffix(".partial")
     partial.write_text(render(studies, absent or {}), encoding="utf-8")

@@ -15,16 +15,8 @@ import toy_studies
 from paper_repro.studies.statistics import mean_interval, t_quantile
 from tppo.cli import main
 from tppo.errors import ConfigError
-from tppo.studies import (
-    FILES,
-    Progress,
-    StudyOptions,
-    load_study,
-    read_study,
-    resolve,
-    run_study,
-    study_entry_points,
-)
+from tppo.studies import Progress, StudyOptions, load_study, resolve, run_study, study_entry_points
+from tppo.study_folder import FILES, read_study
 
 NINE = {"bias", "gradient", "last-m", "window", "zero-critic", "ablation", "staleness", "transient", "clock"}
 
@@ -97,7 +89,7 @@ def test_parts_run_on_one_thread_and_the_environment_is_given_back(monkeypatch: 
 
 
 def test_the_error_of_a_part_in_another_process_arrives() -> None:
-    with pytest.raises(ValueError, match="math domain error|nonnegative"):
+    with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
         Progress(jobs=2).map(math.sqrt, [1.0, -1.0, 4.0])
 
 
