@@ -74,6 +74,9 @@ def write_page(
     studies = [(folder, read_study(folder)) for folder in folders]
     if not studies:
         raise ConfigError("reuse", str(out), "at least one finished study", "run 'tppo study all' first")
+    names = [study["name"] for _, study in studies]
+    if len(set(names)) < len(names):
+        raise ConfigError("reuse", ", ".join(map(str, folders)), "every study once", f"found {', '.join(names)}")
     out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE
     partial = page.with_suffix(".partial")

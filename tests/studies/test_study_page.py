@@ -200,5 +200,13 @@ def test_the_page_of_someone_else_is_never_replaced(tmp_path: Path) -> None:
         write_page([], tmp_path / "toy")
 
 
+def test_a_study_stands_on_the_page_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run_study(toy_studies.TOY, resolve(toy_studies.TOY), tmp_path / name)
+    with pytest.raises(ConfigError, match="every study once"):
+        write_page([tmp_path / "a", tmp_path / "b"], tmp_path)
+    assert not (tmp_path / "index.html").exists()
+
+
 def test_inline_marks() -> None:
     assert inline('a `b_1<` **c** & "d"') == "a <code>b_1&lt;</code> <b>c</b> &amp; &quot;d&quot;"

@@ -186,6 +186,17 @@ def test_a_study_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_study_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy_studies.install(monkeypatch, interrupted="INTERRUPTED", toy="TOY")
+    assert main(["study", "interrupted", "--out", str(tmp_path / "one")]) == 130
+    assert main(["study", "all", "--out", str(tmp_path / "all"), "--quiet"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+    assert list((tmp_path / "all").iterdir()) == []
+
+
 @pytest.mark.parametrize("where", ["toy_studies:MISSING", "no_such_module:STUDY", "toy_studies:OTHER", "json:dumps"])
 def test_a_study_that_cannot_be_loaded_says_so(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_studies.install(monkeypatch, toy="TOY", other=where)

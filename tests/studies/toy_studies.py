@@ -38,6 +38,10 @@ def broken(options: StudyOptions, progress: Progress) -> StudyResult:
     raise ArithmeticError("the table has no end")
 
 
+def interrupted(options: StudyOptions, progress: Progress) -> StudyResult:
+    raise KeyboardInterrupt
+
+
 def without_limits(options: StudyOptions, progress: Progress) -> StudyResult:
     whole = run(options, progress)
     return StudyResult(whole.rows, whole.figure, whole.caption, whole.answer)
@@ -46,6 +50,7 @@ def without_limits(options: StudyOptions, progress: Progress) -> StudyResult:
 TOY = Study("toy", "learning", "What is the mean of `seeds` draws?", run, seeds=4, full_seeds=6)
 EXACT = Study("exact-toy", "exact", "Is an exact study exact?", lambda o, p: run(StudyOptions(seeds=3), p))
 BROKEN = Study("broken", "time", "Does it end?", broken)
+INTERRUPTED = Study("interrupted", "time", "Does it wait?", interrupted)
 NO_LIMITS = Study("no-limits", "learning", "Is there a limit?", without_limits, seeds=2)
 OTHER = Study("another name", "time", "Who am I?", broken)
 
