@@ -178,8 +178,9 @@ def _answer(rows: Rows) -> str:
         f"value is **{degrees['EGAE, repeat', 'exact']}** degrees off the true gradient (median and range of four "
         f"tables); with a stale critic {degrees['EGAE, repeat', 'stale']}, against "
         f"{degrees['EGAE, critic', 'stale']} with the critic's own V at the cut, {degrees['GAE', 'stale']} for GAE on "
-        f"whole responses and {degrees['EGAE, terminal', 'stale']} if the cut is taken for an end. Filtered, whitened "
-        f"and clamped as in a run, with the stale critic, its cosine with the true gradient is {text} (95% intervals)."
+        f"whole responses and {degrees['EGAE, terminal', 'stale']} if the cut is taken for an end. Filtered "
+        f"(m = {IGNORE_LAST}), whitened and clamped at 10 as in a run, with the stale critic, its cosine with the true "
+        f"gradient is {text} (95% intervals)."
     )
 
 

@@ -234,7 +234,7 @@ def _details(rows: Rows, grid: Grid, port: Port) -> list[str]:
     where = ", ".join(f"{paying['stale'].count(name)} on the {name}" for name in names if name in paying["stale"])
     gain = max(ratio for row in rows if (ratio := row["eta_ratio"]) is not None)
     loss = min(ratio for row in rows if (ratio := row["eta_ratio"]) is not None)
-    most = max(grid.drops)
+    most = max(drop for drop in grid.drops if drop < WINDOW)
     few = min(drop for drop in grid.drops if drop)
     error = {drop: _text(rows, "error", drop) for drop in (0, m, most)}
     return [
