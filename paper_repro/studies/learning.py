@@ -262,4 +262,5 @@ def draw_intervals(ax: Axes, bars: Mapping[str, Interval], label: str) -> None:
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlabel(label)
+    ax.locator_params(axis="x", nbins=6)
     tidy(ax)
