@@ -175,8 +175,9 @@ def result(rows: list[Row], truth: Truth) -> StudyResult:
     J, steps, short, long = truth.mean_return(base), runs[f"W = {WINDOWS[0]}"][0][-1]["step"], WINDOWS[0], WINDOWS[-1]
     grid_X = np.arange(1, steps + 1)
     seeds = len(runs[f"W = {short}"])
-    expected = {w: expected_solve_rate(truth, base, w, steps) - J for w in WINDOWS}
-    fitted = {w: expected_critic_bias(truth, base, w, steps) for w in WINDOWS}
+    # Rounded, and zero added, so that round-off is not written as -0.000.
+    expected = {w: (expected_solve_rate(truth, base, w, steps) - J).round(12) + 0.0 for w in WINDOWS}
+    fitted = {w: expected_critic_bias(truth, base, w, steps).round(12) + 0.0 for w in WINDOWS}
     critic = {name: on_grid(runs[name], "step", grid_X, "critic_bias") for name in runs if LEARNING not in name}
     drift = {w: _drift(runs[f"W = {w}, {LEARNING}"]) for w in WINDOWS}
     counts = {w: _counts(runs[f"W = {w}"]).sum(axis=0) for w in WINDOWS}
@@ -219,14 +220,14 @@ def result(rows: list[Row], truth: Truth) -> StudyResult:
             f"{seeds} seeds, 95% bootstrap intervals."
         ),
         answer=(
-            f"With a fixed policy of solve rate {J:.3f} and a window of {short} out of {long} tokens, finished "
-            f"responses report between {expected[short].min():+.3f} and {expected[short].max():+.3f} of it, and stay "
-            f"within {TOLERANCE} after {last[short]} steps (after {last[WINDOWS[1]]} and {last[WINDOWS[2]]} with "
+            f"With a fixed policy of solve rate {J:.3f} and a window of {short} out of {long} tokens, the solve "
+            f"rate of finished responses is off by between {expected[short].min():+.3f} and "
+            f"{expected[short].max():+.3f}, and stays within {TOLERANCE} after {last[short]} steps (after {last[WINDOWS[1]]} and {last[WINDOWS[2]]} with "
             f"windows of {WINDOWS[1]} and {WINDOWS[2]}): once responses as long as the cap have arrived. A critic "
             f"fitted to everything finished so far errs between {fitted[short].min():+.3f} and "
             f"{fitted[short].max():+.3f} on average over states, and by {fitted[short][-1]:+.3f} "
             f"still after {steps} steps, for it forgets no survivor; with whole responses neither errs by more than "
-            f"{max(np.abs(expected[long]).max(), np.abs(fitted[long]).max()):.3f}. All these numbers are computed, not "
+            f"{max(np.abs(expected[long]).max(), np.abs(fitted[long]).max()):.1g}. All these numbers are computed, not "
             f"sampled."
         ),
         details=[
