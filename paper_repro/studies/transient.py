@@ -206,6 +206,12 @@ def result(rows: list[Row], truth: Truth) -> StudyResult:
         tidy(ax)
 
     last = {w: lasts(expected[w]) for w in WINDOWS}
+    settled = {
+        w: f"within {TOLERANCE} after {n} steps"
+        if (n := lasts(fitted[w])) < steps
+        else f"still beyond {TOLERANCE} at the end"
+        for w in WINDOWS
+    }
     half = {name: interval(critic[name][:, steps // 2 :].mean(axis=1)) for name in critic}
     early = {w: interval(drift[w][:, : max(last[short] // BLOCK, 1)].mean(axis=1)) for w in WINDOWS}
     late = {w: interval(drift[w][:, drift[w].shape[1] // 2 :].mean(axis=1)) for w in WINDOWS}
@@ -222,7 +228,8 @@ def result(rows: list[Row], truth: Truth) -> StudyResult:
         answer=(
             f"With a fixed policy of solve rate {J:.3f} and a window of {short} out of {long} tokens, the solve "
             f"rate of finished responses is off by between {expected[short].min():+.3f} and "
-            f"{expected[short].max():+.3f}, and stays within {TOLERANCE} after {last[short]} steps (after {last[WINDOWS[1]]} and {last[WINDOWS[2]]} with "
+            f"{expected[short].max():+.3f}, and stays within {TOLERANCE} after "
+            f"{last[short]} steps (after {last[WINDOWS[1]]} and {last[WINDOWS[2]]} with "
             f"windows of {WINDOWS[1]} and {WINDOWS[2]}): once responses as long as the cap have arrived. A critic "
             f"fitted to everything finished so far errs between {fitted[short].min():+.3f} and "
             f"{fitted[short].max():+.3f} on average over states, and by {fitted[short][-1]:+.3f} "
@@ -234,8 +241,8 @@ def result(rows: list[Row], truth: Truth) -> StudyResult:
             *(
                 f"W = {w}: solve rate off by {expected[w].min():+.3f} to {expected[w].max():+.3f}, within {TOLERANCE} "
                 f"after {last[w]} steps ({last[w] * w} decode steps; the cap is {long}); best-fitting critic off by "
-                f"{fitted[w].min():+.3f} to {fitted[w].max():+.3f}, within {TOLERANCE} after {lasts(fitted[w])} of "
-                f"{steps} steps; trained critic off by {half[f'W = {w}'].text('+.3f')} over the second half; while "
+                f"{fitted[w].min():+.3f} to {fitted[w].max():+.3f}, {settled[w]}; "
+                f"trained critic off by {half[f'W = {w}'].text('+.3f')} over the second half; while "
                 f"learning, solve rate off by {early[w].text('+.3f')} in the first {last[short] // BLOCK * BLOCK} "
                 f"steps and by {late[w].text('+.3f')} over the second half"
                 for w in WINDOWS
