@@ -5,6 +5,7 @@ against them. Nothing of ours is imported here.
 """
 
 from reference.advantages import (
+    bootstrapped_returns,
     cut_value,
     cut_window_closed_form,
     discounted_returns,
@@ -22,6 +23,7 @@ from reference.filters import clamp, kept, moments, shape_advantages, whiten, wi
 from reference.losses import (
     clip,
     constant_normaliser,
+    decoupled_ppo,
     dual_clip,
     kl_abs,
     kl_k1,
@@ -41,11 +43,13 @@ from reference.losses import (
 __all__ = [
     "Window",
     "advance",
+    "bootstrapped_returns",
     "clamp",
     "clip",
     "constant_normaliser",
     "cut_value",
     "cut_window_closed_form",
+    "decoupled_ppo",
     "discounted_returns",
     "discounted_sums",
     "dual_clip",

@@ -148,6 +148,23 @@ def lambda_returns(rewards: Floats, values: Floats, *, gamma: float, lam: float)
     return targets
 
 
+def bootstrapped_returns(
+    rewards: Floats, values: Floats, behind: float, *, gamma: float, lam: float
+) -> NDArray[np.float64]:
+    """Value targets of a cut window, the average of n-step returns. The longest bootstraps with V(s_l) = behind:
+
+        G_t = (1 - lam) sum_{n=1}^{l-t-1} lam^(n-1) G_t^(n) + lam^(l-t-1) (G_t^(l-t) + gamma^(l-t) behind)
+
+    >>> bootstrapped_returns([0, 0], [0.5, 0.25], 0.75, gamma=1, lam=0.5).tolist()
+    [0.5, 0.75]
+    """
+    targets = lambda_returns(rewards, values, gamma=gamma, lam=lam)
+    length = len(rewards)
+    for t in range(length):
+        targets[t] += lam ** (length - t - 1) * gamma ** (length - t) * behind
+    return targets
+
+
 def expected_length(length: float, finished: bool, *, window: float, max_length: float) -> float:
     """L = length of a finished response, else min(length + window / 2, max_length).
 

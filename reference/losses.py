@@ -61,6 +61,28 @@ def value_loss(
     return 0.5 * max((value - target) ** 2, (clip(value, low, high) - target) ** 2)
 
 
+def decoupled_ppo(
+    logprob: float,
+    proximal_logprob: float,
+    behaviour_logprob: float,
+    advantage: float,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> float:
+    """-(pi_prox / pi_beh) min(u A, clip(u, 1 - eps_l, 1 + eps_h) A), u = pi / pi_prox (AReaL, arXiv 2505.24298).
+
+    The clip range is around pi_prox, the policy before the update; the factor corrects for the one that sampled.
+
+    >>> round(decoupled_ppo(math.log(0.3), math.log(0.25), math.log(0.2), 1.0, clip_low=0.2, clip_high=0.2), 12)
+    -1.5
+    """
+    u = ratio(logprob, proximal_logprob)
+    return math.exp(proximal_logprob - behaviour_logprob) * ppo_clip(
+        u, advantage, clip_low=clip_low, clip_high=clip_high
+    )
+
+
 def truncated_importance_weight(old_logprob: float, behaviour_logprob: float, *, cap: float) -> float:
     """w = min(pi_old / pi_behaviour, C), for an engine whose log-probs differ from the trainer's."""
     return min(math.exp(old_logprob - behaviour_logprob), cap)

@@ -124,8 +124,8 @@ def iter_estimator_moments(
     lam: float = 1.0,
 ) -> Iterator[MomentsAt]:
     """The backward pass of `estimator_moments`, t = H-1 first, holding one time step."""
-    _check_choice(estimator, boundary, window, lam)
-    policy, critic_HS = check_policy(mdp, policy), _check_critic(mdp, critic)
+    check_choice(estimator, boundary, window, lam)
+    policy, critic_HS = check_policy(mdp, policy), check_critic(mdp, critic)
     horizon, width = mdp.horizon, window or mdp.horizon
     monte_carlo = estimator == "monte-carlo"
     # The return is a sum of rewards: the critic enters only at the end, as a baseline.
@@ -168,7 +168,8 @@ def _propagate(mdp: TokenMDP, next_S: Floats, next_V_S: Floats, stay_S: Floats |
     return mean_SA, variance_SA
 
 
-def _check_choice(estimator: str, boundary: str | None, window: int | None, lam: float) -> None:
+def check_choice(estimator: str, boundary: str | None, window: int | None, lam: float) -> None:
+    """Raise ValueError for a combination that means nothing."""
     if estimator not in ("gae", "egae", "monte-carlo"):
         raise ValueError(f'estimator: found {estimator!r}; expected "gae", "egae" or "monte-carlo"; choose one.')
     if estimator == "egae":
@@ -188,7 +189,7 @@ def _check_choice(estimator: str, boundary: str | None, window: int | None, lam:
         raise ValueError(f'lam: found {lam}; expected 1 for "monte-carlo", which has no lambda; choose "gae".')
 
 
-def _check_critic(mdp: TokenMDP, critic: Floats) -> Floats:
+def check_critic(mdp: TokenMDP, critic: Floats) -> Floats:
     """The critic as [H1, S]."""
     critic = np.asarray(critic, dtype=np.float64)
     full = (mdp.horizon + 1, mdp.num_states)

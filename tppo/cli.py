@@ -23,7 +23,11 @@ _EPILOG = """examples:
   tppo eval runs/toy-language --evaluation.problems 2000
   tppo export runs/a model                       the newest checkpoint's policy as a Hugging Face folder
   tppo replay tokens --checkpoint runs/a/checkpoints/step-00000020
+  tppo study bias                                a question answered: data, figure, findings
+  tppo study all --jobs 2                        every study, and one page of them
 """
+
+_STUDY = "Answer a question: data.csv, figure.png, findings.md and study.json; 'all' also writes one page, index.html."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,8 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     replay.add_argument("dump", type=Path, help="what 'tppo train --dump-rollouts' wrote")
     replay.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint: where the first step begins")
     replay.add_argument("--steps", type=int, default=1, help="steps to train, of those dumped after it")
+    study = commands.add_parser("study", help="run a study, or all of them", description=_STUDY)
+    study.add_argument("name", nargs="?", metavar="NAME", help="a study, 'all' or 'list'")
+    study.add_argument("--out", type=Path, help="folder; default runs/studies/NAME, for 'all' runs/studies")
+    study.add_argument("--full", action="store_true", help="larger and longer")
+    study.add_argument("--seeds", type=int, help="independent repetitions; default: the study's own number")
+    study.add_argument("--seed", type=int, default=0, help="where the seeds begin (default 0)")
+    study.add_argument("--jobs", type=int, default=1, help="processes; never changes a result (default 1)")
+    study.add_argument("--force", action="store_true", help="replace an earlier run of the same study")
+    study.add_argument("--reuse", type=Path, metavar="DIR", help="'all': run nothing, build the page from DIR/NAME")
+    study.add_argument("--quiet", action="store_true", help="no progress bar")
     known, rest = parser.parse_known_args(argv)
-    if known.command in ("recipes", "export") and rest:
+    if known.command in ("recipes", "export", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     try:
         return _COMMANDS[known.command](known, rest)
@@ -240,4 +254,18 @@ def _show(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-_COMMANDS = {"train": _train, "eval": _eval, "export": _export, "replay": _replay, "recipes": _recipes, "show": _show}
+def _study(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.study_command import study
+
+    return study(known)
+
+
+_COMMANDS = {
+    "train": _train,
+    "eval": _eval,
+    "export": _export,
+    "replay": _replay,
+    "recipes": _recipes,
+    "show": _show,
+    "study": _study,
+}

@@ -231,6 +231,7 @@ def validate(config: RunConfig) -> None:
         if a.advantage.estimator == "gae" and value != wanted:
             part = "advantage" if name == "boundary" else "filter"
             raise ConfigError(f"algorithm.{part}.{name}", value, f"{wanted!r} with estimator 'gae'", "it has no effect")
+    _check_waiting(a)
     if (a.policy_loss.aggregation == "constant") != (a.policy_loss.constant_length is not None):
         raise ConfigError(
             "algorithm.policy_loss.constant_length",
@@ -258,3 +259,29 @@ def validate(config: RunConfig) -> None:
             "an engine inside this process dies with it",
         )
     config.task.validate(config)
+
+
+def _check_waiting(a: Algorithm) -> None:
+    """What has no effect, or counts twice, beside train_on 'finished' and old_logprobs 'behaviour'."""
+    if a.filter.train_on == "finished":
+        if a.filter.ignore_last:
+            raise ConfigError(
+                "algorithm.filter.ignore_last",
+                a.filter.ignore_last,
+                "0 with algorithm.filter.train_on 'finished'",
+                "a finished response has no cut to drop tokens before",
+            )
+        if a.advantage.boundary != "repeat" and a.value_target.responses == "finished":
+            raise ConfigError(
+                "algorithm.advantage.boundary",
+                a.advantage.boundary,
+                "'repeat' where neither policy nor critic trains on unfinished responses",
+                "it has no effect",
+            )
+    if a.policy_loss.old_logprobs == "behaviour" and a.policy_loss.importance_cap is not None:
+        raise ConfigError(
+            "algorithm.policy_loss.importance_cap",
+            a.policy_loss.importance_cap,
+            "None with algorithm.policy_loss.old_logprobs 'behaviour'",
+            "the ratio to the behaviour policy is in the clipped surrogate already",
+        )

@@ -16,7 +16,7 @@ import torch
 from tppo.config import RunConfig
 from tppo.engines.base import Engine, Sampling
 from tppo.engines.probe import probe
-from tppo.estimate import estimate_advantages, value_targets
+from tppo.estimate import critic_tokens, estimate_advantages, value_targets
 from tppo.evaluate import EvalResult, evaluate
 from tppo.finite import check_finite
 from tppo.metrics import PhaseClock, critic_metrics, policy_metrics, rollout_metrics
@@ -90,7 +90,7 @@ class Trainer:
         with clock.phase("logprobs"):
             old_N, entropy_N = score(self.policy, batch, scored_N)
             check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
-        returns_N = value_targets(algorithm, batch, values_N)
+        returns_N = value_targets(algorithm, batch, values_N, cut_S)
         with clock.phase("update_critic"):
             critic_stats = update_critic(
                 self.critic,
@@ -135,7 +135,7 @@ class Trainer:
         self.window.retire()
         clock.tokens |= {"generate": int(batch.window_N.sum()), "values": int(need_N.sum())}
         clock.tokens |= {"logprobs": int(scored_N.sum())}
-        clock.tokens["update_critic"] = int(batch.lengths_S[batch.finished_S].sum()) * c.critic.epochs
+        clock.tokens["update_critic"] = int(critic_tokens(algorithm.value_target, batch).sum()) * c.critic.epochs
         self.steps_done += 1
         return metrics | clock.metrics()
 

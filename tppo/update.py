@@ -12,7 +12,7 @@ import torch
 from tppo import losses
 from tppo.algorithms.base import Aggregation, PolicyLoss, ValueTarget
 from tppo.config import Compute
-from tppo.estimate import Estimate
+from tppo.estimate import Estimate, critic_tokens
 from tppo.finite import check_finite
 from tppo.model_call import MicroBatch, hidden_at, micro_batches, placement, token_scores
 from tppo.models.base import CriticModel, PolicyModel
@@ -32,11 +32,12 @@ def update_critic(
     step: int,
     seed: int,
 ) -> dict[str, float]:
-    """Fit the critic to all tokens of finished responses. With none finished, nothing moves."""
+    """Fit the critic to the tokens that ``loss.responses`` names. With none of them, nothing moves."""
     device, _ = placement(critic)
-    train_N = batch.finished_S[batch.row_N]
+    train_N = critic_tokens(loss, batch)
+    trains_S = torch.bincount(batch.row_N[train_N], minlength=batch.num_responses) > 0
     stats = Stats()
-    for rows in _mini_batches(optimizer, batch.finished_S & (batch.lengths_S > 0), seed, step, "critic"):
+    for rows in _mini_batches(optimizer, trains_S, seed, step, "critic"):
         member_N = train_N & _member(batch, rows)
         count = losses.aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
         members = member_N.sum().clamp(min=1)
@@ -75,11 +76,14 @@ def update_policy(
     step: int,
     seed: int,
 ) -> dict[str, float]:
-    """Train the policy on the kept tokens of this window, and on all tokens of good responses by likelihood.
+    """Train the policy on the kept tokens, and on all tokens of good responses by likelihood.
 
+    old_logprobs_N: of the trainer's policy at the start of the step, on the kept tokens.
     reference_N: log-probs of the initial policy on the kept tokens, needed when the KL coefficient is above zero.
     """
     device, dtype = placement(policy)
+    if loss.old_logprobs == "behaviour":
+        old_logprobs_N = batch.behaviour_N.to(old_logprobs_N.dtype)
     imitate_N = batch.positive_S[batch.row_N] if loss.lm_coef > 0 else torch.zeros_like(estimate.keep_N)
     need_N = estimate.keep_N | imitate_N
     trains_S = torch.bincount(batch.row_N[need_N], minlength=batch.num_responses) > 0

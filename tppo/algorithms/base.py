@@ -48,8 +48,11 @@ class Advantage:
 
 @dataclass(frozen=True)
 class TokenFilter:
-    """Which tokens of the window train the policy."""
+    """Which tokens train the policy."""
 
+    train_on: Literal["window", "finished"] = "window"
+    """window: this window's tokens of every response, each token in one step. finished: a response waits for its end
+    and then trains with all its tokens, the oldest of which max_response_tokens / window versions ago at most."""
     ignore_last: Annotated[int, Range(0, unit="tokens")] = 8
     """Tokens dropped before the cut of an unfinished window (m)."""
 
@@ -69,6 +72,9 @@ class PolicyLoss:
     log-probs than the trainer; None is off."""
     aggregation: Aggregation = "token-mean"
     """How token losses become one number."""
+    old_logprobs: Literal["recompute", "behaviour"] = "recompute"
+    """Centre of the ratio: the trainer's policy at the start of the step, or the policy that sampled the token. They
+    differ beyond round-off only where tokens wait for the end of their response."""
     constant_length: Annotated[int, Range(1, unit="tokens")] | None = None
     """Normaliser per response, for aggregation 'constant' only."""
     lm_coef: Annotated[float, Range(0)] = 0.1
@@ -83,8 +89,11 @@ class PolicyLoss:
 
 @dataclass(frozen=True)
 class ValueTarget:
-    """What the critic is trained on: all tokens of finished responses."""
+    """What the critic is trained on."""
 
+    responses: Literal["finished", "all"] = "finished"
+    """finished: all tokens of responses that finished in this step. all: also this window's tokens of the unfinished,
+    towards lambda-returns that bootstrap at the cut as the advantage does."""
     lam: Annotated[float, Range(0, 1)] = 1.0
     """Lambda of the value target; 1 is Monte-Carlo."""
     clip_low: Annotated[float, Range(0)] | None = 0.5

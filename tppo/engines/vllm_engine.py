@@ -69,12 +69,13 @@ class VllmEngine:
             threading.Thread(target=self._tell_of_death, daemon=True, name="vllm-liveness").start()
 
     def _tell_of_death(self) -> None:
-        """vLLM notes that its process died, but leaves a caller who waits for outputs waiting: wake that one."""
+        """vLLM leaves a caller who waits for the outputs of a dead process waiting: wake that one."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         core = self.llm.llm_engine.engine_core
+        processes = core.resources.engine_manager.processes
         while not self._closed.wait(0.2):
-            if core.resources.engine_dead:
+            if core.resources.engine_dead or not all(process.is_alive() for process in processes):
                 for waiting in list(core.utility_results.values()):
                     with contextlib.suppress(Exception):  # it had its answer
                         waiting.set_exception(EngineDeadError())

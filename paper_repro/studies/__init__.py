@@ -1,0 +1,1 @@
+"""Studies, one a file; `tppo study list` names them."""
