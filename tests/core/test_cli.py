@@ -115,6 +115,7 @@ def test_ctrl_c_ends_cleanly_with_everything_written(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tppo", "train", "token-mdp", "--out", str(out), "--quiet", "--steps", "100000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )  # fmt: skip
     metrics = out / "metrics.jsonl"
     deadline = time.monotonic() + 120

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-# The page stands in a frame of the wanted width: a headless window cannot be narrower than 500 px.
+# The page stands in a frame of the wanted width: a headless window cannot be narrower than 500 px. The frame comes
+# last, so that everything is there when it has loaded, however large it is.
 _RULER = """<!doctype html><meta charset="utf-8"><body style="margin:0">
-<iframe id="page" style="border:0;width:WIDTHpx;height:900px" srcdoc="PAGE"></iframe>
 <pre id="measured"></pre>
 <script>
 const name = e => e.tagName.toLowerCase() + (e.id ? "#" + e.id : "") + (e.className ? "." + e.className : "");
@@ -34,10 +34,9 @@ function overflowing(doc, width) {
   }
   return found;
 }
-document.getElementById("page").onload = async event => {
+function rule(event) {
   const doc = event.target.contentDocument, width = WIDTH, measured = {};
   const images = [...doc.images];
-  await Promise.all(images.map(i => i.decode().catch(() => null)));
   doc.querySelectorAll("details").forEach(d => { d.open = true; });
   measured.images = images.map(i => ({natural: i.naturalWidth, shown: i.getBoundingClientRect().width}));
   measured.overflowing = overflowing(doc, doc.documentElement.clientWidth);
@@ -50,8 +49,9 @@ document.getElementById("page").onload = async event => {
   measured.zoomed = images.map(i => i.getBoundingClientRect().width);
   measured.zoomed_scroll_width = doc.documentElement.scrollWidth;
   document.getElementById("measured").textContent = JSON.stringify(measured);
-};
-</script>"""
+}
+</script>
+<iframe id="page" onload="rule(event)" style="border:0;width:WIDTHpx;height:900px" srcdoc="PAGE"></iframe>"""
 
 
 def chromium() -> str:
