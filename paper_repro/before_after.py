@@ -123,7 +123,7 @@ def draw(run: Path, numbers: dict[str, Any], path: Path) -> None:
     right.set_xticks(
         range(len(numbers)), [f"{k}\n{v['problems']} problems × {v['samples']}" for k, v in numbers.items()]
     )
-    right.legend(loc="upper left", frameon=False)
+    right.legend(loc="lower right", frameon=False)
     for ax in (left, right):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)

@@ -40,7 +40,7 @@ def toy_language() -> RunConfig:
     return RunConfig(
         recipe="toy-language",
         task=ToyLanguageTask(),
-        steps=160,
+        steps=100,
         algorithm=_small(tppo(window=32), ignore_last=4, warmup_steps=5),
         rollout=Rollout(slots=256, group_size=4, max_response_tokens=192),
         policy=Optimizer(lr=2e-4, weight_decay=0.0, beta2=0.99, mini_batch=64),
