@@ -1,6 +1,6 @@
 """T-PPO against its PPO twin: training time to a held-out solve rate, several seeds, one table and one figure.
 
-    python -m paper_repro.compare --seeds 3 --target 0.85
+    python -m paper_repro.compare --seeds 3 --target 0.9
 
 Runs take turns (T-PPO, PPO, T-PPO, ...), so a machine that drifts does not favour one. Time is training time: held-out
 evaluation is not in it. A run that is already in the output folder is not repeated.
@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="toy-language")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--target", type=float, default=0.85)
+    parser.add_argument("--target", type=float, default=0.9)
     parser.add_argument("--every", type=int, default=2, help="steps between evaluations")
     parser.add_argument("--problems", type=int, default=512, help="held-out problems of an evaluation")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))
