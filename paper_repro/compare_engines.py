@@ -36,7 +36,6 @@ def curves(recipe: str, seeds: int, steps: int, every: int, out: Path) -> tuple[
         for engine in COLOURS:
             folder = out / f"{recipe}-{engine}-seed{seed}"
             config = load_recipe(recipe).with_values(seed=seed, steps=steps, engine=engine, evaluation__every=every)
-            config = config.with_values(vllm__memory_fraction=0.2, vllm__max_model_tokens=512)
             if not (folder / "summary.json").exists():
                 run(config, folder)
             elif read_config(folder) != config:

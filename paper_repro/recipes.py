@@ -47,6 +47,7 @@ def toy_language() -> RunConfig:
         critic=Optimizer(lr=1e-3, weight_decay=0.0, beta2=0.99, mini_batch=64),
         compute=Compute(micro_batch_tokens=1024),
         evaluation=Evaluation(every=10, problems=512),
+        vllm=VllmOptions(memory_fraction=0.2),
     )
 
 

@@ -89,7 +89,7 @@ class VllmOptions:
     eager: bool = True
     """No graph capture: starts sooner, decodes more slowly on a GPU."""
     sleep: bool = False
-    """Allow the engine to give its GPU memory back between phases."""
+    """Give the engine's GPU memory back after every generation; the next load of weights takes it again."""
     max_model_tokens: Annotated[int, Range(1, unit="tokens")] | None = None
     """Longest prompt and response together that vLLM makes room for; None is what the model can."""
     own_process: bool = False

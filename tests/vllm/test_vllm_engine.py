@@ -125,3 +125,48 @@ def test_many_seeded_requests_at_once(pair: tuple[Any, Any]) -> None:
     answers = engine.generate(reqs, Sampling(1.0, frozenset({0}), seed=0))
     # A hundred tokens of context in float32: round-off of a few 1e-5.
     assert largest_gap(policy, reqs, answers, 1.0) < 1e-4
+
+
+class Sleeper:
+    """Stands for vLLM on a GPU, where it can sleep: notes the calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.llm_engine = self
+
+    def collective_rpc(self, method: str, kwargs: Any) -> None:
+        self.calls.append(method)
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake {tags[0]}")
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+
+    def enqueue(self, prompts: Any, params: Any, use_tqdm: bool) -> list[str]:
+        self.calls.append("generate")
+        return ["0"]
+
+    def has_unfinished_requests(self) -> bool:
+        return False
+
+
+def test_memory_is_given_back_after_a_generation_and_taken_before_weights() -> None:
+    """The order that vLLM asks for: weights' memory, weights, then the cache's. Nothing is generated while asleep."""
+    from tppo.engines.vllm_engine import VllmEngine
+
+    engine: Any = object.__new__(VllmEngine)
+    engine.llm, engine._own_process, engine._sleeps, engine._asleep = Sleeper(), False, True, False
+    engine._sampling_params = dict
+    for version in range(2):
+        engine.load_policy([("w", torch.zeros(1))], version)
+        engine.generate([], Sampling(1.0, frozenset(), seed=0))
+    assert engine.llm.calls == [
+        "reload_weights", "generate", "sleep 2",
+        "wake weights", "reload_weights", "wake kv_cache", "generate", "sleep 2",
+    ]  # fmt: skip
+    with pytest.raises(EngineError, match="load a policy before each generation"):
+        engine.generate([], Sampling(1.0, frozenset(), seed=0))

@@ -63,7 +63,7 @@ class VllmEngine:
             advice = said if plan is None else f"{said}; memory of each GPU: {plan}; {plan.remedy()}"
             raise ConfigError("vllm", options, "options that vLLM starts with", advice) from error
         self.version = -1
-        self._own_process = options.own_process
+        self._own_process, self._sleeps, self._asleep = options.own_process, options.sleep, False
         self._closed = threading.Event()
         if options.own_process:
             threading.Thread(target=self._tell_of_death, daemon=True, name="vllm-liveness").start()
@@ -86,10 +86,15 @@ class VllmEngine:
         """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
         named = [(name, tensor.detach()) for name, tensor in named_tensors]
         with _death_is_told():
+            if self._asleep:
+                self.llm.wake_up(tags=["weights"])
             if self._own_process:
                 self._load_through_files(named)
             else:
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
+            if self._asleep:  # the cache comes last: beside it there might be no room to load
+                self.llm.wake_up(tags=["kv_cache"])
+                self._asleep = False
             # Keys and values computed with older weights must never be met again.
             fresh = self.llm.reset_prefix_cache()
         if not fresh:
@@ -113,7 +118,10 @@ class VllmEngine:
         sampling: Sampling,
         done: Callable[[Continuation], None] | None = None,
     ) -> list[Continuation]:
-        """Continue every request. The seed of a request depends on (run, response, position) alone."""
+        """Continue every request. The seed of a request depends on (run, response, position) alone.
+
+        With the option ``sleep`` the engine then gives its memory back, and generates again only after a load.
+        """
         params = [
             self._sampling_params(
                 temperature=sampling.temperature,
@@ -135,6 +143,10 @@ class VllmEngine:
                 answers[row] = answer = _continuation(requests[row], output.outputs[0])
                 if done is not None:
                     done(answer)
+        if self._sleeps:
+            with _death_is_told():
+                self.llm.sleep(level=2)  # weights and cache: both are void before the next window
+            self._asleep = True
         return [answers[row] for row in range(len(requests))]
 
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
@@ -146,6 +158,8 @@ class VllmEngine:
 
     def _run(self, contexts: Sequence[Sequence[int]], params: Sequence[Any]) -> Generator[tuple[int, Any], None, None]:
         """(index, output) of each request, in the order in which they are complete."""
+        if self._asleep:
+            raise EngineError("the vLLM engine is asleep (vllm.sleep): load a policy before each generation")
         engine, ids = self.llm.llm_engine, list[str]()
         try:
             with _death_is_told():
@@ -160,14 +174,6 @@ class VllmEngine:
             with contextlib.suppress(Exception):  # nothing is left to abort, or nobody to be told
                 if engine.has_unfinished_requests():
                     engine.abort_request(ids, internal=True)
-
-    def sleep(self) -> None:
-        """Give the memory of keys, values and weights back; the next weights must be loaded after ``wake``."""
-        self.llm.sleep(level=2)
-
-    def wake(self) -> None:
-        """Take the memory again."""
-        self.llm.wake_up()
 
     def close(self) -> None:
         """Shut the engine down and free its memory."""
