@@ -46,7 +46,7 @@ class PretrainedTask(TaskConfig):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     grader_workers: Annotated[int, Range(1, unit="processes")] = 1
     """Processes that judge answers."""
-    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 3.0
+    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
     """Limit of one verdict; a text that takes longer scores zero and is counted."""
 
     def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from tppo.config import RunConfig, validate
 from tppo.engines.base import Engine
 from tppo.engines.torch_engine import TorchEngine
+from tppo.engines.vllm_engine import VLLM_REMEDY
 from tppo.errors import ConfigError
 from tppo.trainer import Trainer
 from tppo.workload import Workload
@@ -19,6 +21,8 @@ from tppo.workload import Workload
 def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload], Engine] | None = None) -> Trainer:
     """Validate, then load models and data, then open the engine (``build_engine`` unless another is asked for)."""
     validate(config)
+    if config.engine == "vllm" and open_engine is None and importlib.util.find_spec("vllm") is None:
+        raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
     device = pick_device(config.compute.device)
     workload = config.task.build(config)
     for model in (workload.policy, workload.critic):

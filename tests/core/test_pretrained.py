@@ -238,3 +238,10 @@ def test_memory_plan_says_what_to_change(allowed: int, tokens: int, remedy: str)
     plan = MemoryPlan(allowed=allowed * GIB, weights=4 * GIB, per_token=2**17, tokens=tokens, rows=8)
     assert remedy in plan.remedy()
     assert "weights 4.00 GiB" in str(plan)
+
+
+def test_an_absent_engine_is_said_before_a_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tppo.parts.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("paper_repro.pretrained_task.model_folder", lambda name: pytest.fail("a model was looked for"))
+    with pytest.raises(ConfigError, match="the package vllm; pip install"):
+        build_trainer(smollm2_135m())

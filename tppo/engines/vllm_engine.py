@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tppo.config import VllmOptions
 
 SUPPORTED = ("0.32.", "0.33.")
+VLLM_REMEDY = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_repro/vllm_cpu_environment.sh"
 
 
 class VllmEngine:
@@ -232,11 +233,10 @@ def _seed(seed: int, uid: int, position: int) -> int:
 def _import_vllm() -> Any:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    remedy = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_repro/vllm_cpu_environment.sh"
     try:
         import vllm
     except ImportError as error:
-        raise ConfigError("engine", "vllm", "the package vllm", f"{remedy} ({error})") from None
+        raise ConfigError("engine", "vllm", "the package vllm", f"{VLLM_REMEDY} ({error})") from None
     if not vllm.__version__.startswith(SUPPORTED):
-        raise ConfigError("engine", f"vllm {vllm.__version__}", f"vllm {' or '.join(SUPPORTED)}x", remedy)
+        raise ConfigError("engine", f"vllm {vllm.__version__}", f"vllm {' or '.join(SUPPORTED)}x", VLLM_REMEDY)
     return vllm
