@@ -42,8 +42,6 @@ class PretrainedTask(TaskConfig):
     """The answer of the worked example."""
     max_prompt_tokens: Annotated[int, Range(1, unit="tokens")] = 1024
     """Longest prompt, chat template and example included."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
     grader_workers: Annotated[int, Range(1, unit="processes")] = 1
     """Processes that judge answers."""
     grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
@@ -55,12 +53,20 @@ class PretrainedTask(TaskConfig):
 
     def build(self, config: RunConfig) -> Workload:
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
+        from tppo.distributed import current
         from tppo.math_grader import MathReward
         from tppo.models.base import PolicyModel
-        from tppo.models.pretrained import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
-        from tppo.models.transformer import TransformerCritic, TransformerPolicy
+        from tppo.models.pretrained import (
+            chat_text,
+            context_length,
+            end_tokens,
+            export,
+            fill,
+            load_tokenizer,
+            policy_and_critic,
+        )
 
-        folder = model_folder(self.model)
+        folder = current().main_first(lambda: model_folder(self.model))
         tokenizer = load_tokenizer(folder)
         self._check_room(config, context_length(folder))
 
@@ -87,33 +93,27 @@ class PretrainedTask(TaskConfig):
             return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
         def save(policy: PolicyModel, folder: Path) -> None:
-            assert isinstance(policy, TransformerPolicy)
-            policy.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-
-        def load(policy: PolicyModel, folder: Path) -> None:
-            assert isinstance(policy, TransformerPolicy)
-            policy.model.load_state_dict(load_causal_lm(folder).state_dict())
+            export(policy, folder)
+            if current().main:
+                tokenizer.save_pretrained(folder)
 
         def report(policy: PolicyModel) -> dict[str, Any]:
             return {"verdicts": reward.counts, "slowest_verdict_seconds": reward.slowest}
 
-        bodies = [load_causal_lm(folder), load_causal_lm(folder).base_model]
-        if self.gradient_checkpointing:
-            for body in bodies:
-                body.gradient_checkpointing_enable({"use_reentrant": False})
-                body.train()
+        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
         return Workload(
-            policy=TransformerPolicy(bodies[0]),
-            critic=TransformerCritic(bodies[1]),
+            policy=policy,
+            critic=critic,
             prompts=prompts,
             held_out=held_out,
             reward=reward,
             decode=decode,
             stop_ids=end_tokens(folder, tokenizer),
             save=save,
-            load=load,
+            load=fill,
             report=report,
+            fill=lambda model: fill(model, folder),
+            folder=folder,
         )
 
     def validate(self, config: RunConfig) -> None:
@@ -170,9 +170,11 @@ class MathDataTask(PretrainedTask):
         """Read, report, check against each other, encode; all before a weight is loaded."""
         import sys
 
+        from tppo.distributed import current
+
         train, held_out = load_problems(self.train), load_problems(self.held_out)
         overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
-        for part in (train, held_out, overlap):
+        for part in (train, held_out, overlap) if current().main else ():
             print(part, file=sys.stderr)
         judged = encode(held_out.problems, self.held_out.template, "error")
         if config.evaluation.problems > len(judged):

@@ -59,6 +59,7 @@ class TokenMDPTask(TaskConfig):
         import torch
         from safetensors.torch import load_file, save_file
 
+        from tppo.distributed import current, full, put
         from tppo.models.base import PolicyModel
         from tppo.models.tabular import TabularCritic, TabularPolicy
 
@@ -79,17 +80,19 @@ class TokenMDPTask(TaskConfig):
 
         def save(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({"logits_SA": policy.logits_SA.detach().cpu().contiguous()}, folder / "policy.safetensors")
+            logits = full(policy.logits_SA.detach())
+            if current().main:
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file({"logits_SA": logits.cpu().contiguous()}, folder / "policy.safetensors")
+            current().barrier()
 
         def load(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
-            with torch.no_grad():
-                policy.logits_SA.copy_(load_file(folder / "policy.safetensors")["logits_SA"])
+            put(policy.logits_SA, load_file(folder / "policy.safetensors")["logits_SA"])
 
         def report(policy: PolicyModel) -> dict[str, Any]:
             assert isinstance(policy, TabularPolicy)
-            logits = policy.logits_SA.detach().double().cpu().numpy() / config.rollout.temperature
+            logits = full(policy.logits_SA.detach()).double().cpu().numpy() / config.rollout.temperature
             returns = {
                 "exact_return": float(exact.evaluate(mdp, exact.softmax(logits)).J),
                 "exact_return_base": float(exact.evaluate(mdp, exact.softmax(self.base_logits(mdp))).J),

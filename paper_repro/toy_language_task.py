@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from paper_repro.base_model import BaseModelConfig, base_model
 from sim import language
@@ -29,19 +27,12 @@ class ToyLanguageTask(TaskConfig):
 
     def build(self, config: RunConfig) -> Workload:
         """Policy and critic start from the same base model; the critic's head is zero."""
-        import torch
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        from tppo.distributed import current
+        from tppo.models.pretrained import export, fill, policy_and_critic
 
-        from tppo.models.base import PolicyModel
-        from tppo.models.transformer import TransformerCritic, TransformerPolicy
-
-        logging.disable_progress_bar()  # loading takes milliseconds
-        folder = base_model(self.base)
+        folder = current().main_first(lambda: base_model(self.base))
         problems = self.base.language
-
-        def load_lm(path: Path) -> Any:
-            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
 
         def prompt(split: language.Split, index: int, seed: int) -> Prompt:
             problem = problems.problem(split, index, seed)
@@ -54,25 +45,19 @@ class ToyLanguageTask(TaskConfig):
         def decode(tokens: Sequence[int]) -> str:
             return language.decode(tokens)
 
-        def save(policy: PolicyModel, folder: Path) -> None:
-            assert isinstance(policy, TransformerPolicy)
-            policy.model.save_pretrained(folder, safe_serialization=True)
-
-        def load(policy: PolicyModel, folder: Path) -> None:
-            assert isinstance(policy, TransformerPolicy)
-            policy.model.load_state_dict(load_lm(folder).state_dict())
-
         return Workload(
-            policy=TransformerPolicy(load_lm(folder)),
-            critic=TransformerCritic(load_lm(folder).base_model),
+            policy=policy,
+            critic=critic,
             prompts=lambda i: prompt("train", i, config.seed),
             # The same held-out problems for every seed, so that runs are compared on equal terms.
             held_out=lambda i: prompt("heldout", i, 0),
             reward=reward,
             decode=decode,
             stop_ids=frozenset({language.EOS_ID}),
-            save=save,
-            load=load,
+            save=export,
+            load=fill,
+            fill=lambda model: fill(model, folder),
+            folder=folder,
         )
 
     def validate(self, config: RunConfig) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from tppo.checkpoint_files import STATE, WINDOW, Contents, load_tensors, read_state
 from tppo.config import RunConfig
+from tppo.distributed import current
 from tppo.errors import CheckpointError, ConfigError
 from tppo.models.base import PolicyModel
 from tppo.optim import ModelOptimizer
@@ -66,7 +67,9 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
     return Contents(
         step=trainer.steps_done,
         tensors=tensors,
-        window=pack_responses([*window.in_flight, *window.waiting], {"waiting": len(window.waiting)}),
+        window=pack_responses([*window.in_flight, *window.waiting], {"waiting": len(window.waiting)})
+        if current().main
+        else b"",
         state=state,
         solve_rate=progress.last_rate if progress.evaluated_at == trainer.steps_done else None,
     )

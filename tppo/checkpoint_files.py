@@ -1,7 +1,7 @@
 """A checkpoint on disk: whole or absent, every byte under a hash, no pickle anywhere.
 
     step-00000040/
-      tensors/*.safetensors   torch.distributed.checkpoint in its safetensors format: each rank can write its shards
+      tensors/*.safetensors   torch.distributed.checkpoint in its safetensors format: each rank writes its shards
       window.safetensors      responses in flight
       state.json              counters, running totals, configuration, package versions
       manifest.json           format, step, size and sha256 of every file above
@@ -20,6 +20,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from tppo.distributed import Ranks
 from tppo.errors import CheckpointError
 
 FORMAT = 1
@@ -63,26 +65,49 @@ def quiet_torch() -> None:
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
-def write(scratch: Path, contents: Contents) -> None:
-    """Fill ``scratch``, made here, and flush it to the disk. Raises OSError."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    (scratch / TENSORS).mkdir()
-    writer = dcp.HuggingFaceStorageWriter(str(scratch / TENSORS))
+def write(scratch: Path, contents: Contents, ranks: Ranks) -> None:
+    """Fill ``scratch``, made here, and flush it to the disk. Each rank writes and hashes its own shards; window, state
+    and manifest are rank 0's. Raises OSError, on all ranks.
+    """
+    ranks.lead(lambda: _make(scratch))
+    writer = dcp.HuggingFaceStorageWriter(str(scratch / TENSORS), save_distributed=ranks.size > 1)
     try:
-        dcp.save(dict(contents.tensors), storage_writer=writer, no_dist=True)
+        dcp.save(dict(contents.tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
     except dcp.CheckpointException as error:
-        cause = error.failures[0][0]  # of rank 0; the wrapper itself is a BaseException
+        cause = next(iter(error.failures.values()))[0]  # the wrapper itself is a BaseException
         raise cause if isinstance(cause, OSError) else RuntimeError(str(error)) from None
-    (scratch / WINDOW).write_bytes(contents.window)
-    (scratch / STATE).write_text(json.dumps(contents.state, indent=1) + "\n", encoding="utf-8")
-    files = {
-        name: {"bytes": (scratch / name).stat().st_size, "sha256": _sha256(scratch / name)} for name in _files(scratch)
-    }
+    files: dict[str, dict[str, Any]] = {}
+    failure = None
+    try:
+        # The writer's names: of several ranks each has its number, from 1, in those of its files.
+        own = f"{TENSORS}/shard-{ranks.rank + 1:05d}-" if ranks.size > 1 else f"{TENSORS}/"
+        mine = [name for name in _files(scratch) if name.startswith(own)]
+        if ranks.main:
+            (scratch / WINDOW).write_bytes(contents.window)
+            (scratch / STATE).write_text(json.dumps(contents.state, indent=1) + "\n", encoding="utf-8")
+            mine += [WINDOW, STATE]
+        for name in mine:
+            files[name] = {"bytes": (scratch / name).stat().st_size, "sha256": _sha256(scratch / name)}
+            flush(scratch / name)
+    except OSError as error:
+        failure = error
+    everyone = ranks.together(files, failure)
+    ranks.lead(lambda: _sign(scratch, contents, {k: v for of_rank in everyone for k, v in of_rank.items()}))
+
+
+def _make(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / TENSORS).mkdir(parents=True)
+
+
+def _sign(scratch: Path, contents: Contents, files: dict[str, Any]) -> None:
+    """The manifest of files that are on the disk already."""
+    if unsigned := set(_files(scratch)) - set(files):
+        raise RuntimeError(f"{scratch}: no rank has hashed {sorted(unsigned)}")
     manifest = {"format": FORMAT, "step": contents.step, "solve_rate": contents.solve_rate, "files": files}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (scratch / MANIFEST_HASH).write_text(_sha256(scratch / MANIFEST) + "\n", encoding="ascii")
-    for path in [*(scratch / name for name in (*_files(scratch), MANIFEST, MANIFEST_HASH)), scratch / TENSORS, scratch]:
+    for path in (scratch / MANIFEST, scratch / MANIFEST_HASH, scratch / TENSORS, scratch):
         flush(path)
 
 
@@ -126,12 +151,14 @@ def verify(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: torn: {missing[0]} is missing")
     if unknown := sorted(set(there) - set(listed)):
         raise CheckpointError(f"{folder}: corrupted: {unknown[0]} is not in {MANIFEST}")
-    for name, entry in listed.items():
+    for name, entry in listed.items():  # cheap, and so before anything is hashed
         size = (folder / name).stat().st_size
         if size != entry["bytes"]:
             raise CheckpointError(f"{folder}: torn: {name} has {size} bytes of {entry['bytes']}")
-        if _sha256(folder / name) != entry["sha256"]:
-            raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
+        for name, found in zip(listed, pool.map(_sha256, (folder / name for name in listed)), strict=True):
+            if found != listed[name]["sha256"]:
+                raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
     return manifest
 
 
@@ -164,6 +191,23 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = 
     quiet_torch()
     with torch.no_grad():
         dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder / TENSORS)), no_dist=True)
+
+
+def read_weights(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights of a Hugging Face folder in place, converted to the types they go to. ``into``: by name in its
+    files, which may hold more. Raises ValueError for a name that is missing or a shape that differs.
+    """
+    quiet_torch()
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    for name, tensor in into.items():
+        found = stored.get(name)
+        if not isinstance(found, TensorStorageMetadata):
+            raise ValueError(f"no weight is called {name!r}")
+        if tuple(found.size) != tuple(tensor.shape):
+            raise ValueError(f"weight {name!r} has shape {tuple(found.size)}, expected {tuple(tensor.shape)}")
+    with torch.no_grad():
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
 
 
 def flush(path: Path) -> None:

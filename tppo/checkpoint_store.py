@@ -14,6 +14,7 @@ from pathlib import Path
 from tppo import checkpoint_files as files
 from tppo.checkpoint import changed_fields, leaf_names
 from tppo.config import CheckpointOptions, RunConfig
+from tppo.distributed import current
 from tppo.errors import CheckpointError, ConfigError
 from tppo.runs import warn
 
@@ -38,6 +39,7 @@ class CheckpointStore:
         self.root, self.options, self.watch, self.report = run / FOLDER, options, watch, report
         self.saved_step: int | None = None
         self.written = self.failed = 0
+        self.ranks = current().background  # the writing thread has messages of its own
         self._thread: threading.Thread | None = None
         self._bug: BaseException | None = None
 
@@ -46,6 +48,9 @@ class CheckpointStore:
 
         Raises ConfigError when nothing can be written there.
         """
+        self.ranks.lead(self._try_folder)
+
+    def _try_folder(self) -> None:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / ".tmp-probe"
@@ -81,24 +86,25 @@ class CheckpointStore:
             raise bug
 
     def write(self, contents: files.Contents) -> None:
-        """Write now. Raises OSError, with what was begun removed and what was there before untouched."""
+        """Write now, all ranks together. Raises OSError, with what was begun removed and what was there untouched."""
         name = files.folder_name(contents.step)
-        scratch = self.root / f".tmp-{name}-{os.getpid()}"
+        scratch = self.ranks.broadcast(self.root / f".tmp-{name}-{os.getpid()}")
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
             self.watch("checkpoint_write")
-            files.write(scratch, contents)
+            files.write(scratch, contents, self.ranks)
             self.watch("checkpoint_rename")
-            files.publish(scratch, self.root / name)
+            self.ranks.lead(lambda: files.publish(scratch, self.root / name))
         except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if self.ranks.main:
+                shutil.rmtree(scratch, ignore_errors=True)
             self.watch(None)
             raise
         self.saved_step = contents.step
         self.written += 1
         self.watch("checkpoint_prune")
         try:
-            self._prune(contents.step)
+            if self.ranks.main:
+                self._prune(contents.step)
         except OSError as error:
             self.report(f"older checkpoints were not removed ({error.strerror or error}): {_remedy(error)}")
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,17 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(argv)
     if known.command in ("recipes", "export", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
+    say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
     try:
-        return _COMMANDS[known.command](known, rest)
+        with contextlib.redirect_stdout(None) if rank != "0" else contextlib.nullcontext():
+            status = _COMMANDS[known.command](known, rest)
     except (ConfigError, DataError) as error:
-        print(f"tppo: {error}", file=sys.stderr)
+        print(f"{say} {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tppo: interrupted", file=sys.stderr)
+        print(f"{say} interrupted", file=sys.stderr)
         return 130
     except TPPOError as error:
-        print(f"tppo: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{say} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from tppo.distributed import leave
+
+        leave()
+    return status
 
 
 _REPLAY = "replay DUMP --checkpoint CHECKPOINT [--steps N]"
@@ -198,14 +208,18 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
 
 
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
+    import torch
+
     from tppo.checkpoint import load_policy, stored_config
     from tppo.checkpoint_store import newest
+    from tppo.parts import place
 
     if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
     workload = config.task.build(config)
+    place(workload.policy, workload, torch.device("cpu"), None)
     load_policy(workload.policy, path)
     try:
         workload.save(workload.policy, known.folder)

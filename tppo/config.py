@@ -64,7 +64,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Compute:
-    """How a model call is cut up. None of these changes a result beyond round-off."""
+    """How a model call is cut up and where it runs. Only ``dtype`` changes a result beyond round-off."""
 
     device: str = "auto"
     """auto is cuda where there is one, else cpu."""
@@ -72,6 +72,12 @@ class Compute:
     """Most tokens, padding included, in one forward and backward pass."""
     logit_chunk_tokens: Annotated[int, Range(1, unit="tokens")] = 4096
     """Most tokens whose logits exist at one time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What models compute in. Under bfloat16, which needs torchrun, master weights and optimiser stay in float32."""
+    recompute: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    cpu_offload: bool = False
+    """Keep shards and optimiser in the machine's memory, on a GPU under torchrun."""
 
 
 @dataclass(frozen=True)

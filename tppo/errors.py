@@ -43,6 +43,10 @@ class EngineDied(EngineError):
     """The inference engine's process is gone. Nothing of the run is: its window can be generated again."""
 
 
+class RanksDiffer(TPPOError, RuntimeError):
+    """Ranks of one run hold different data: nothing they compute together would mean anything."""
+
+
 class RewardError(TPPOError, RuntimeError):
     """A reward function raised or returned something that is not a finite number."""
 

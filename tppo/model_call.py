@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tppo.models.base import CriticModel, PolicyModel
+from tppo.distributed import current, device_of
+from tppo.models.base import CriticModel, Model, PolicyModel
 from tppo.types import TokenBatch
 
 
@@ -36,7 +37,10 @@ def micro_batches(
     max_tokens: int,
     last_state_S: torch.Tensor | None = None,
 ) -> Iterator[MicroBatch]:
-    """Cut responses into padded rectangles of at most ``max_tokens`` positions (one row always fits).
+    """This rank's share of the responses, in padded rectangles of at most ``max_tokens`` positions (a row always fits).
+
+    With sharded weights every rank must call the model equally often: all ranks get as many rectangles, of like size
+    in like rounds, and a rank for which none is left gets one with no row in it.
 
     need_N: bool, the tokens whose state value or log-probability is wanted. The state of a token is the hidden state
     of the token before it. last_state_S: bool, responses whose state after the last token is wanted as well.
@@ -50,11 +54,11 @@ def micro_batches(
         if len(positions):
             wanted.append((prompt[row] + int(positions[-1]), row, positions))
     wanted.sort(key=lambda w: (w[0], w[1]))  # rows of like length share a rectangle
-    start = 0
-    for end in range(1, len(wanted) + 1):
-        if end < len(wanted) and (end + 1 - start) * wanted[end][0] <= max_tokens:
+    for first, end in share(deal([length for length, _, _ in wanted], max_tokens, current().size)):
+        part = wanted[first:end]
+        if not part:
+            yield _nothing(batch)
             continue
-        part, start = wanted[start:end], end
         width = part[-1][0]
         ids = torch.zeros(len(part), width, dtype=torch.int64)
         for i, (length, row, _) in enumerate(part):
@@ -67,6 +71,61 @@ def micro_batches(
         )
 
 
+def deal(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[tuple[int, int]]:
+    """Cut rows, sorted by length, into runs (first, end) whose rectangles have at most ``max_tokens`` positions.
+
+    With several ranks the number of runs is a multiple of theirs where there are rows enough, and the budget is
+    lowered until the runs are as even as that allows.
+
+    >>> deal([2, 2, 3, 8], max_tokens=9, ranks=1)
+    [(0, 3), (3, 4)]
+    >>> deal([2, 2, 3, 8], max_tokens=9, ranks=3)
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    runs = _runs(lengths, max_tokens)
+    wanted = -(-len(runs) // ranks) * ranks
+    if ranks > 1 and runs:
+        low, high = max(lengths) - 1, max_tokens  # the smallest budget that still makes no more runs than wanted
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(_runs(lengths, middle)) <= wanted else (middle, high)
+        runs = _runs(lengths, high)
+        while len(runs) < wanted:
+            at = max(range(len(runs)), key=lambda i: (runs[i][1] - runs[i][0] > 1, _size(lengths, runs[i])))
+            first, end = runs[at]
+            if end - first < 2:
+                break
+            runs[at : at + 1] = [(first, (first + end) // 2), ((first + end) // 2, end)]
+    return runs
+
+
+def share(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """This rank's runs: one of every round, empty in the last round if it has too few for all."""
+    ranks = current()
+    rounds = -(-len(runs) // ranks.size)
+    padded = [*runs, *[(0, 0)] * (rounds * ranks.size - len(runs))]
+    return padded[ranks.rank :: ranks.size]
+
+
+def _runs(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    runs, first = [], 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (end + 1 - first) * lengths[end] > budget:
+            runs.append((first, end))
+            first = end
+    return runs
+
+
+def _size(lengths: Sequence[int], run: tuple[int, int]) -> int:
+    return (run[1] - run[0]) * lengths[run[1] - 1]
+
+
+def _nothing(batch: TokenBatch) -> MicroBatch:
+    """One token that nobody asks for: the model is called, and every gradient of it is zero."""
+    none = torch.empty(0, dtype=torch.int64)
+    return MicroBatch(rows=none, index_X=none, ids_BT=batch.sequences[0][None, :1], at_X=none)
+
+
 def _flat_index(offsets: list[int], row: int, positions: torch.Tensor) -> torch.Tensor:
     first, end = offsets[row], offsets[row + 1]
     return torch.where(positions < end - first, first + positions, offsets[-1] + row)
@@ -75,6 +134,36 @@ def _flat_index(offsets: list[int], row: int, positions: torch.Tensor) -> torch.
 def hidden_at(model: PolicyModel | CriticModel, micro: MicroBatch, device: torch.device) -> torch.Tensor:
     """Hidden states at the needed positions [X, D]."""
     return model.hidden(micro.ids_BT.to(device)).flatten(0, 1)[micro.at_X.to(device)]
+
+
+def micro_values(critic: CriticModel, micro: MicroBatch) -> torch.Tensor:
+    """V at the needed positions [X], on the critic's device."""
+    assert isinstance(critic, Model)
+    device, _ = placement(critic)
+    # A copy: views must not leave a model with sharded weights, whose backward pass begins at its outputs.
+    return critic(lambda model: model.values(hidden_at(model, micro, device)).clone())
+
+
+def micro_scores(
+    policy: PolicyModel,
+    micro: MicroBatch,
+    tokens_X: torch.Tensor,
+    *,
+    temperature: float,
+    chunk: int,
+    with_entropy: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_scores` at the needed positions, on the policy's device."""
+    assert isinstance(policy, Model)
+    device, _ = placement(policy)
+    tokens = tokens_X.to(device)
+
+    def work(model: PolicyModel) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = hidden_at(model, micro, device)
+        found = token_scores(model, hidden, tokens, temperature=temperature, chunk=chunk, with_entropy=with_entropy)
+        return found[0].clone(), found[1].clone()
+
+    return policy(work)
 
 
 def token_scores(
@@ -114,14 +203,12 @@ def logprobs_of(
     policy: PolicyModel, batch: TokenBatch, need_N: torch.Tensor, *, temperature: float, max_tokens: int, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of the needed tokens [N] on the CPU, float32 at least; zero elsewhere."""
-    device, dtype = placement(policy)
+    _, dtype = placement(policy)
     logprobs, entropy = torch.zeros(len(batch.tokens_N), dtype=dtype), torch.zeros(len(batch.tokens_N), dtype=dtype)
     for micro in micro_batches(batch, need_N, range(batch.num_responses), max_tokens=max_tokens):
-        hidden = hidden_at(policy, micro, device)
-        tokens = batch.tokens_N[micro.index_X].to(device)
-        lp, h = token_scores(policy, hidden, tokens, temperature=temperature, chunk=chunk)
+        lp, h = micro_scores(policy, micro, batch.tokens_N[micro.index_X], temperature=temperature, chunk=chunk)
         logprobs[micro.index_X], entropy[micro.index_X] = lp.cpu(), h.cpu()
-    return logprobs, entropy
+    return current().sum(logprobs), current().sum(entropy)
 
 
 @torch.no_grad()
@@ -132,12 +219,13 @@ def values_of(
 
     On the CPU, float32 at least. Both come from one forward pass.
     """
-    device, dtype = placement(critic)
+    _, dtype = placement(critic)
     total = len(batch.tokens_N)
     values = torch.zeros(total + batch.num_responses, dtype=dtype)
     rows = range(batch.num_responses)
     for micro in micro_batches(batch, need_N, rows, max_tokens=max_tokens, last_state_S=last_state_S):
-        values[micro.index_X] = critic.values(hidden_at(critic, micro, device)).cpu()
+        values[micro.index_X] = micro_values(critic, micro).cpu()
+    current().sum(values)
     return values[:total], values[total:]
 
 
@@ -145,4 +233,4 @@ def placement(model: PolicyModel | CriticModel) -> tuple[torch.device, torch.dty
     """Where the model's weights are, and the dtype of what is computed from its outputs (float32 at least)."""
     assert isinstance(model, torch.nn.Module)
     weight = next(model.parameters())
-    return weight.device, torch.promote_types(weight.dtype, torch.float32)
+    return device_of(weight), torch.promote_types(weight.dtype, torch.float32)

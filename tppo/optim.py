@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tppo.config import Optimizer
+from tppo.distributed import full
 from tppo.finite import check_finite
 
 
@@ -41,12 +42,12 @@ class ModelOptimizer:
     def step(self, *, name: str, step: int) -> float:
         """One update; returns the gradient norm before clipping. Raises NonFiniteError instead of updating."""
         parameters = [p for _, p in self.named]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         # Before clipping, which would spread a NaN to every weight.
         if not bool(torch.isfinite(norm)):
             for weight, p in self.named:
                 if p.grad is not None:
-                    check_finite(f"gradient of {name} weight {weight}", p.grad, step=step)
+                    check_finite(f"gradient of {name} weight {weight}", full(p.grad), step=step)
             check_finite(f"gradient norm of {name}", norm, step=step)
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)

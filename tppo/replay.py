@@ -19,9 +19,10 @@ import torch
 from tppo.checkpoint import restore, stored_config
 from tppo.checkpoint_files import verify
 from tppo.config import RunConfig
+from tppo.distributed import current, device_of, full
 from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.errors import ConfigError, DataError, EngineError
-from tppo.models.base import PolicyModel
+from tppo.models.base import Model, PolicyModel
 from tppo.parts import build_trainer
 from tppo.rollout_files import pack_responses, read_responses
 from tppo.runs import warn
@@ -48,6 +49,8 @@ class DumpFolder:
         assert isinstance(trainer.critic, torch.nn.Module)
         step = trainer.steps_done - 1
         about = {"step": step, "policy": digest(trainer.policy_module), "critic": digest(trainer.critic)}
+        if not current().main:
+            return
         path = dump_file(self.path, step)
         partial = path.with_suffix(".partial")
         try:
@@ -67,7 +70,7 @@ def digest(module: torch.nn.Module) -> str:
     out = hashlib.sha256()
     for name, p in module.named_parameters():
         out.update(name.encode())
-        out.update(p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        out.update(full(p.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return out.hexdigest()
 
 
@@ -96,8 +99,9 @@ class RecordedEngine:
     @torch.no_grad()
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """Log-probability of ``tokens[first:]``, at temperature 1."""
-        ids = torch.tensor([tokens], device=next(iter(self.policy.weights()))[1].device)
-        logprobs = self.policy.logits(self.policy.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1)
+        ids = torch.tensor([tokens], device=device_of(next(iter(self.policy.weights()))[1]))
+        assert isinstance(self.policy, Model)
+        logprobs = self.policy(lambda p: p.logits(p.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1))
         return logprobs.gather(-1, ids[0, first:, None]).squeeze(-1).tolist()
 
     def close(self) -> None:

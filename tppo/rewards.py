@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol, runtime_checkable
 
+from tppo.distributed import current
 from tppo.engines.base import Continuation
 from tppo.errors import RewardError
 from tppo.types import Prompt, Response
@@ -58,19 +59,28 @@ class Grader:
     def grade(self, responses: Iterable[Response]) -> None:
         """Set the reward of every finished response that has none yet; an unfinished one is never shown to the reward.
 
-        Raises RewardError when the reward raises, returns anything but a finite number, or gives no verdict in time.
+        Each rank judges a share of them. Raises RewardError, on all ranks, when the reward raises, returns anything but
+        a finite number, or gives no verdict in time.
         """
+        ranks = current()
         open_ones = [r for r in responses if r.status.finished and r.reward is None]
+        scores, failure = dict[int, float](), None
         try:
-            for response in open_ones:
-                if response.uid not in self._pending:
+            # What this rank's engine completed is with the reward already; what no rank has is dealt out in turns.
+            taken = {uid for of_rank in ranks.gather(set(self._pending)) for uid in of_rank}
+            for i, response in enumerate(r for r in open_ones if r.uid not in taken):
+                if i % ranks.size == ranks.rank:
                     self._hand_in(response, response.tokens)
-            scores = {response.uid: self._pending[response.uid] for response in open_ones}
-            self._await(scores.values(), open_ones)
-            for response in open_ones:
-                response.reward = _checked(response, scores[response.uid])
+            mine = [r for r in open_ones if r.uid in self._pending]
+            self._await([self._pending[r.uid] for r in mine], mine)
+            scores = {r.uid: _checked(r, self._pending[r.uid]) for r in mine}
+        except Exception as error:
+            failure = error
         finally:
             self._pending.clear()
+        known = {uid: score for of_rank in ranks.together(scores, failure) for uid, score in of_rank.items()}
+        for response in open_ones:
+            response.reward = known[response.uid]
 
     def _hand_in(self, response: Response, tokens: Sequence[int]) -> None:
         try:

@@ -119,6 +119,23 @@ class RunFolder:
         return size
 
 
+class NoFolder:
+    """The folder of a run on the ranks that do not write it."""
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def flush(self) -> int:
+        """Nothing is there."""
+        return 0
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 @dataclass(frozen=True)
 class Resumed:
     """step: steps done at the checkpoint. metrics_bytes: length of metrics.jsonl then. changed: fields that differ."""
@@ -129,7 +146,9 @@ class Resumed:
 
 
 def warn(text: str) -> None:
-    """To standard error, on a line of its own beside the progress bar."""
+    """To standard error, on a line of its own beside the progress bar; of several ranks the first one speaks."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(f"\ntppo: warning: {text}", file=sys.stderr, flush=True)
 
 

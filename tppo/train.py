@@ -14,12 +14,13 @@ from tqdm import tqdm
 from tppo.checkpoint import Progress, capture, changed_packages, restore
 from tppo.checkpoint_store import CheckpointStore, Choice, choose, set_aside
 from tppo.config import RunConfig
-from tppo.errors import EngineError, OutputError
+from tppo.distributed import current
+from tppo.errors import ConfigError, EngineError, OutputError
 from tppo.evaluate import EvalResult
 from tppo.parts import build_trainer
 from tppo.plots import draw_curves
 from tppo.replay import DumpFolder
-from tppo.runs import Resumed, RunFolder, check_folder, read_metrics, warn
+from tppo.runs import NoFolder, Resumed, RunFolder, check_folder, read_metrics, warn
 from tppo.trainer import Trainer
 from tppo.watchdog import Termination, Watchdog
 
@@ -43,8 +44,8 @@ def run(
     error is noted in the summary as ``error`` and raised.
     """
     start = time.perf_counter()
-    choice = Choice(None) if resume is None else choose(out, resume, config, allow_change)
-    check_folder(out, config, resume=resume is not None)
+    ranks = current()
+    choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
         warn(f"skipped {reason}")
@@ -53,7 +54,7 @@ def run(
     trainer = build_trainer(config)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
     resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)
-    folder = RunFolder(out, config, resumed)
+    folder = _open(out, config, resumed)
     watchdog = Watchdog(config.phase_limit_seconds)
     trainer.watch = watchdog.enter
     store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
@@ -63,7 +64,7 @@ def run(
     summary: dict[str, Any] = {"recipe": config.recipe, "seed": config.seed, "algorithm": config.algorithm.name}
     summary |= {"interrupted": False}
     try:
-        set_aside(choice.aside)
+        ranks.lead(lambda: set_aside(choice.aside))
         with Termination() as termination:
             _Run(trainer, folder, store, dumps, totals, termination, start - before).train(summary, progress)
     except KeyboardInterrupt:
@@ -84,11 +85,30 @@ def run(
     trainer.engine.close()
     try:
         trainer.workload.save(trainer.policy, out / "policy")
-        draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png")
+        ranks.lead(lambda: draw_curves(read_metrics(out / "metrics.jsonl"), summary, out / "curves.png"))
     except (OSError, SafetensorError) as error:
         remedy = "free disk space; --resume auto repeats what came after the last checkpoint"
         raise OutputError(f"{out}: the policy or the curves were not written ({error}): {remedy}") from None
     return summary
+
+
+def _choose(config: RunConfig, out: Path, resume: str | None, allow_change: Sequence[str]) -> Choice:
+    choice = Choice(None) if resume is None else choose(out, resume, config, allow_change)
+    check_folder(out, config, resume=resume is not None)
+    return choice
+
+
+def _open(out: Path, config: RunConfig, resumed: Resumed | None) -> RunFolder | NoFolder:
+    """The folder on rank 0, and nothing on the others."""
+    folder: RunFolder | NoFolder = NoFolder()
+    failure = None
+    if current().main:
+        try:
+            folder = RunFolder(out, config, resumed)
+        except ConfigError as error:
+            failure = error
+    current().together(None, failure)
+    return folder
 
 
 class _Run:
@@ -97,7 +117,7 @@ class _Run:
     def __init__(
         self,
         trainer: Trainer,
-        folder: RunFolder,
+        folder: RunFolder | NoFolder,
         store: CheckpointStore,
         dumps: DumpFolder | None,
         totals: Progress,
@@ -121,11 +141,11 @@ class _Run:
             totals.base_rate, totals.base_se = base.solve_rate, base.standard_error
         summary |= {"solve_rate_base": totals.base_rate, "solve_rate_base_se": totals.base_se}
         bar = tqdm(
-            total=c.steps, initial=trainer.steps_done, disable=not progress, file=sys.stderr, dynamic_ncols=True,
-            desc=c.recipe, unit="step",
+            total=c.steps, initial=trainer.steps_done, disable=not (progress and current().main), file=sys.stderr,
+            dynamic_ncols=True, desc=c.recipe, unit="step",
         )  # fmt: skip
         with bar:
-            while trainer.steps_done < c.steps and not totals.reached_target and not self.termination.requested:
+            while trainer.steps_done < c.steps and not totals.reached_target and not self.terminated():
                 try:
                     metrics = self.step()
                 except EngineError:
@@ -135,7 +155,7 @@ class _Run:
                     raise
                 bar.set_postfix(_watch(metrics, totals.last_rate), refresh=False)
                 bar.update()
-        if self.termination.requested:
+        if self.terminated():
             self.save()
             self.store.wait()
             summary |= {"terminated": True, "checkpoint_step": self.store.saved_step}
@@ -146,6 +166,10 @@ class _Run:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
         summary |= trainer.workload.report(trainer.policy)
+
+    def terminated(self) -> bool:
+        """Whether some rank was asked to end."""
+        return current().any(self.termination.requested)
 
     def step(self) -> dict[str, Any]:
         """A step, its evaluation, its line of metrics and its checkpoint; in this order, so that each has the last."""

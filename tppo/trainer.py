@@ -5,7 +5,6 @@ Departures from the authors' port of T-PPO are listed in ``tppo.algorithms.tppo`
 
 from __future__ import annotations
 
-import copy
 import functools
 from array import array
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from tppo.config import RunConfig
+from tppo.distributed import current, full_weights
 from tppo.engines.base import Engine, Sampling
 from tppo.engines.probe import probe
 from tppo.estimate import critic_tokens, estimate_advantages, value_targets
@@ -43,8 +43,7 @@ class Trainer:
         self.policy_module: torch.nn.Module = self.policy
         self.policy_optimizer = ModelOptimizer(self.policy, config.policy)
         self.critic_optimizer = ModelOptimizer(self.critic, config.critic)
-        keeps_reference = config.algorithm.policy_loss.kl_coef > 0
-        self.reference = copy.deepcopy(self.policy) if keeps_reference else None
+        self.reference = workload.reference
         self.window = SlotWindow(
             workload.prompts,
             slots=config.rollout.slots,
@@ -75,6 +74,7 @@ class Trainer:
         with clock.phase("grade"):
             self.grader.grade(responses)
         batch = TokenBatch.of(responses)
+        current().check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
         with clock.phase("values"):
             recompute = algorithm.value_target.old_values == "recompute"
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
@@ -141,7 +141,8 @@ class Trainer:
 
     def load_policy(self) -> None:
         """Give the engine the newest weights, and check on a few tokens that it uses them."""
-        self.engine.load_policy(self.policy.weights(), self.version)
+        dtype = torch.bfloat16 if self.config.compute.dtype == "bfloat16" else None
+        self.engine.load_policy(full_weights(self.policy.weights(), dtype), self.version)
         context = self.workload.prompts(0).tokens or (0,)
         probe(self.engine, self.policy, context, bound=self.config.probe_bound, version=self.version)
 

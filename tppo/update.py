@@ -12,9 +12,10 @@ import torch
 from tppo import losses
 from tppo.algorithms.base import Aggregation, PolicyLoss, ValueTarget
 from tppo.config import Compute
+from tppo.distributed import current
 from tppo.estimate import Estimate, critic_tokens
 from tppo.finite import check_finite
-from tppo.model_call import MicroBatch, hidden_at, micro_batches, placement, token_scores
+from tppo.model_call import MicroBatch, micro_batches, micro_scores, micro_values, placement
 from tppo.models.base import CriticModel, PolicyModel
 from tppo.optim import ModelOptimizer
 from tppo.types import TokenBatch
@@ -43,7 +44,7 @@ def update_critic(
         members = member_N.sum().clamp(min=1)
         optimizer.zero_grad()
         for micro in micro_batches(batch, member_N, rows, max_tokens=compute.micro_batch_tokens):
-            values = critic.values(hidden_at(critic, micro, device))
+            values = micro_values(critic, micro)
             at = micro.index_X
             terms = losses.value_loss(
                 values,
@@ -57,7 +58,7 @@ def update_critic(
             total.backward()
             stats.add("critic_loss", total.detach())
             stats.add("value_clip_fraction", terms.clipped_N.sum().cpu() / members)
-        stats.add("critic_grad_norm", optimizer.step(name="critic", step=step))
+        stats.whole("critic_grad_norm", optimizer.step(name="critic", step=step))
         stats.updates += 1
     return {"critic_updates": stats.updates, **stats.per_update()}
 
@@ -98,10 +99,10 @@ def update_policy(
         optimizer.zero_grad()
         for micro in micro_batches(batch, keep_N | positive_N, rows, max_tokens=compute.micro_batch_tokens):
             at, row_X = micro.index_X, batch.row_N[micro.index_X]
-            logprobs, entropy = token_scores(
+            logprobs, entropy = micro_scores(
                 policy,
-                hidden_at(policy, micro, device),
-                batch.tokens_N[at].to(device),
+                micro,
+                batch.tokens_N[at],
                 temperature=temperature,
                 chunk=compute.logit_chunk_tokens,
                 with_entropy=loss.entropy_coef > 0,
@@ -145,16 +146,21 @@ def update_policy(
                 stats.add("reference_kl", penalty.detach())
             total.backward()
             _ratio_stats(stats, terms, logprobs.detach(), old_logprobs_N[at].to(device), keep_X, kept)
-        stats.add("policy_grad_norm", optimizer.step(name="policy", step=step))
+        stats.whole("policy_grad_norm", optimizer.step(name="policy", step=step))
         stats.updates += 1
     return {"policy_updates": stats.updates, **stats.per_update()}
 
 
 class Stats:
-    """Running sums over the micro-batches of one update, averaged over mini-batches; some keep their maximum."""
+    """Running sums over the micro-batches of one update, averaged over mini-batches; some keep their maximum.
+
+    Each rank adds what its own micro-batches give, already divided by counts over the whole batch; ``wholes`` are what
+    every rank knows in full.
+    """
 
     def __init__(self) -> None:
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.wholes: defaultdict[str, float] = defaultdict(float)
         self.maxima: dict[str, float] = {}
         self.updates = 0
 
@@ -162,13 +168,23 @@ class Stats:
         """Add to a sum."""
         self.sums[name] += float(value)
 
+    def whole(self, name: str, value: float) -> None:
+        """Add to a sum of what is the same on every rank."""
+        self.wholes[name] += value
+
     def peak(self, name: str, value: torch.Tensor) -> None:
         """Keep the largest."""
         self.maxima[name] = max(self.maxima.get(name, -np.inf), float(value))
 
     def per_update(self) -> dict[str, float]:
-        """Sums divided by the number of optimiser steps, and the maxima."""
-        return {k: v / max(self.updates, 1) for k, v in self.sums.items()} | self.maxima
+        """Sums over all ranks divided by the number of optimiser steps, and the maxima."""
+        sums, maxima = self.wholes.copy(), dict[str, float]()
+        for of_rank, peaks in current().gather((dict(self.sums), self.maxima)):
+            for name, value in of_rank.items():
+                sums[name] += value
+            for name, value in peaks.items():
+                maxima[name] = max(maxima.get(name, -np.inf), value)
+        return {k: v / max(self.updates, 1) for k, v in sums.items()} | maxima
 
 
 def _ratio_stats(

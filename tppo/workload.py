@@ -22,6 +22,9 @@ class Workload:
     held_out: ``held_out(i)``, problems never trained on. reward: see ``tppo.rewards``. decode: token ids to the text
     the reward reads. stop_ids: tokens that end a response. save, load: the policy's weights to and from a folder.
     report: task-specific figures about a policy, for the summary (exact returns, for example).
+    fill: gives a policy or critic its first weights, for models handed over without (on the "meta" device), so that
+    no process ever holds more of them than its share; None where they have them. folder: the policy's first weights as
+    a Hugging Face folder, for an engine that starts from one. reference: what a KL penalty pulls towards.
     """
 
     policy: PolicyModel
@@ -34,3 +37,6 @@ class Workload:
     save: Callable[[PolicyModel, Path], None]
     load: Callable[[PolicyModel, Path], None]
     report: Callable[[PolicyModel], dict[str, Any]] = field(default=_nothing)
+    fill: Callable[[PolicyModel | CriticModel], None] | None = None
+    folder: Path | None = None
+    reference: PolicyModel | None = None

@@ -17,12 +17,14 @@ from tppo.models.base import PolicyModel
 class TorchEngine:
     """Holds its own copy of the policy, as an engine in another process would.
 
-    policy: copied. max_rows: sequences decoded at a time; more requests are served in turns. prefill_tokens: most
-    tokens, padding included, in one prefill call.
+    policy: copied, unless it is given away. max_rows: sequences decoded at a time; more requests are served in turns.
+    prefill_tokens: most tokens, padding included, in one prefill call.
     """
 
-    def __init__(self, policy: PolicyModel, *, max_rows: int = 1024, prefill_tokens: int = 32768) -> None:
-        self.policy = copy.deepcopy(policy)
+    def __init__(
+        self, policy: PolicyModel, *, max_rows: int = 1024, prefill_tokens: int = 32768, given: bool = False
+    ) -> None:
+        self.policy = policy if given else copy.deepcopy(policy)
         assert isinstance(self.policy, torch.nn.Module)
         self.module: torch.nn.Module = self.policy.eval().requires_grad_(False)
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens

@@ -1,15 +1,29 @@
 """What the loop asks of a model: hidden states of every position, and a head applied only where something trains.
 
 A policy and a critic are ``torch.nn.Module`` s. The split in two (``hidden``, then ``logits`` or ``values``) is what
-keeps logits of 24k tokens times 152k words from ever existing at once.
+keeps logits of 24k tokens times 152k words from ever existing at once. A model whose weights are sharded is only ever
+called through ``Model.forward``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+
+T = TypeVar("T")
+
+
+class Model(torch.nn.Module):
+    """Base of policies and critics: whatever is computed with the weights runs inside ``forward``.
+
+    ``model(work, *args)`` is ``work(model, *args)``, with the weights gathered where they are sharded.
+    """
+
+    def forward(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """``work(self, *args, **kwargs)``."""
+        return work(self, *args, **kwargs)
 
 
 class DecodeState(Protocol):

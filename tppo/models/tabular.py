@@ -12,8 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from tppo.models.base import Model
 
-class _StateTracker(nn.Module):
+
+class _StateTracker(Model):
     """Follows states along tokens. Token ids: 0..A-1 act; A + s is the prompt 'start in state s'."""
 
     next_state_SA: torch.Tensor

@@ -11,9 +11,10 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
+from tppo.models.base import Model
 
 
-class TransformerPolicy(nn.Module):
+class TransformerPolicy(Model):
     """A causal LM whose output layer is applied only to chosen positions.
 
     model: any Hugging Face model with full causal attention in every layer (Qwen2, Qwen3, Llama, ...).
@@ -24,6 +25,15 @@ class TransformerPolicy(nn.Module):
         _require_full_attention(model.config)
         self.model = model
         self.vocab_size: int = model.config.vocab_size
+
+    @property
+    def hugging_face(self) -> Any:
+        """The transformers model."""
+        return self.model
+
+    def file_names(self) -> dict[str, torch.Tensor]:
+        """Every weight once, under its name in a model folder."""
+        return {name: p.detach() for name, p in self.model.named_parameters()}
 
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D] of right-padded rows: causal attention never looks at the padding."""
@@ -37,12 +47,16 @@ class TransformerPolicy(nn.Module):
         """Under their Hugging Face names; a tied output layer appears as well."""
         return self.model.state_dict().items()
 
+    def blocks(self) -> list[nn.Module]:
+        """Layers, the units in which weights are gathered when they are sharded."""
+        return list(self.model.base_model.layers)
+
     def decode_state(self, rows: int, capacity: int) -> TransformerDecodeState:
         """An empty static cache."""
         return TransformerDecodeState(self.model.base_model, rows, capacity)
 
 
-class TransformerCritic(nn.Module):
+class TransformerCritic(Model):
     """The body of a causal LM and a scalar head, zero at the start: V = 0 everywhere, whatever the body says.
 
     body: a Hugging Face base model (no output layer). It is owned, not copied.
@@ -52,9 +66,23 @@ class TransformerCritic(nn.Module):
         super().__init__()
         _require_full_attention(body.config)
         self.body = body
-        self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype)
+        self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype, device=body.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def hugging_face(self) -> Any:
+        """The transformers model."""
+        return self.body
+
+    def file_names(self) -> dict[str, torch.Tensor]:
+        """Weights of the body, under their names in the folder of the whole model."""
+        prefix = self.body.base_model_prefix
+        return {f"{prefix}.{name}": p.detach() for name, p in self.body.named_parameters()}
+
+    def blocks(self) -> list[nn.Module]:
+        """Layers, as for the policy."""
+        return list(self.body.layers)
 
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D]."""
