@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from tppo.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     EngineDied,
     EngineError,
@@ -157,8 +158,30 @@ def current() -> Ranks:
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        dist.init_process_group(backend, timeout=_TIMEOUT, **_meeting_point())
     return Ranks(dist.get_rank(), dist.get_world_size(), local, joined=True)
+
+
+def _meeting_point() -> dict[str, Any]:
+    """Where ranks find each other. ``torchrun`` keeps one store for all restarts, and in it the addresses of ranks that
+    are no more: on one machine each restart gets a part of its own; on several their counts may differ.
+    """
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    if env["GROUP_WORLD_SIZE"] == "1":
+        size = int(env["WORLD_SIZE"])
+        store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, is_master=False, timeout=_TIMEOUT)
+        fresh = dist.PrefixStore(f"restart-{env['TORCHELASTIC_RESTART_COUNT']}", store)
+        return {"store": fresh, "rank": int(env["RANK"]), "world_size": size}
+    if env.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise ConfigError(
+            "torchrun --max-restarts",
+            env["TORCHELASTIC_MAX_RESTARTS"],
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment of torchrun on several machines",
+            "without it restarted ranks wait for the addresses of dead ones",
+        )
+    return {}
 
 
 def leave() -> None:
