@@ -18,7 +18,7 @@ from tppo.runs import read_metrics
 
 ROUND_OFF = 1e-12
 """Of float64 gradients, relative to each tensor's largest entry; sums over ranks are taken in another order."""
-FIVE_STEPS = 2e-5
+FIVE_STEPS = 5e-6
 """Largest difference of a float32 weight after five steps of Adam on other numbers of ranks; weights are up to 1."""
 
 
@@ -59,12 +59,12 @@ def test_an_average_over_one_rank_would_be_seen(gradient_files: dict[int, Path],
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Five steps on 1, 2 and 4 ranks; the two-rank run stopped after three steps and went on."""
+    """Five steps on 1, 2 and 4 ranks."""
     out = {}
     for ranks in (1, 2, 4):
         root = out[ranks] = tmp_path_factory.mktemp(f"runs-{ranks}")
-        for name, recipe in (("toy", TOY), ("mdp", MDP)):
-            dump = ["--dump-rollouts", root / f"{name}-tokens"]
+        for name, recipe in (("toy", TOY), ("mdp", MDP))[: 1 if ranks == 4 else 2]:
+            dump = ["--dump-rollouts", root / f"{name}-tokens", "--checkpoint.keep", "9"]
             succeed(torchrun(ranks, ["-m", "tppo", "train", *recipe, "--steps", "5", "--out", root / name, *dump]))
     return out
 
@@ -75,8 +75,7 @@ def tokens_of(folder: Path) -> list[list[tuple[int, list[int], float | None]]]:
     return [[(r.uid, r.tokens.tolist(), r.reward) for r in read_responses(path)[0]] for path in steps]
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("task", ["toy", "mdp"])
+@pytest.mark.parametrize(("ranks", "task"), [(2, "toy"), (4, "toy"), (2, "mdp")])
 def test_a_run_does_not_depend_on_the_number_of_ranks(runs: dict[int, Path], ranks: int, task: str) -> None:
     one, many = tokens_of(runs[1] / f"{task}-tokens"), tokens_of(runs[ranks] / f"{task}-tokens")
     assert len(one) == 5
@@ -90,7 +89,8 @@ def test_a_run_does_not_depend_on_the_number_of_ranks(runs: dict[int, Path], ran
     assert apart <= FIVE_STEPS
     for mine, theirs in zip(*(read_metrics(runs[n] / task / "metrics.jsonl") for n in (1, ranks)), strict=True):
         for key in mine.keys() - {k for k in mine if "second" in k}:
-            assert theirs[key] == pytest.approx(mine[key], rel=1e-3, abs=1e-5), key
+            number = isinstance(mine[key], float)
+            assert theirs[key] == (pytest.approx(mine[key], rel=1e-3, abs=1e-5) if number else mine[key]), key
 
 
 def weights_after_training(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -141,7 +141,7 @@ def test_rows_are_dealt_out_evenly() -> None:
     """A long tail: most rows short, a few at the cap, as in a window of T-PPO."""
     g = torch.Generator().manual_seed(0)
     lengths = sorted(int(x) for x in (torch.randn(500, generator=g) * 1.2 + 5).exp().clamp(1, 4096))
-    for ranks in (1, 2, 8, 64):
+    for ranks in (1, 2, 8):
         runs = deal(lengths, 8192, ranks)
         assert [first for first, _ in runs] == [0, *[end for _, end in runs[:-1]]]
         assert runs[-1][1] == len(lengths)
@@ -151,6 +151,8 @@ def test_rows_are_dealt_out_evenly() -> None:
         rounds = [sizes[i : i + ranks] for i in range(0, len(sizes), ranks)]
         waiting = sum(max(r) * ranks - sum(r) for r in rounds) / sum(sizes)
         assert waiting < 0.35
+    # Where the longest row alone is longer than a fair share, no cut can be even; nothing is longer than it.
+    assert max((end - first) * lengths[end - 1] for first, end in deal(lengths, 8192, 64)) == max(lengths)
 
 
 def test_more_ranks_than_rows() -> None:
