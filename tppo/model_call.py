@@ -6,12 +6,12 @@ output layer is applied to needed positions only, a chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
+from tppo.head import token_scores as token_scores
 from tppo.models.base import CriticModel, PolicyModel
 from tppo.types import TokenBatch
 
@@ -75,38 +75,6 @@ def _flat_index(offsets: list[int], row: int, positions: torch.Tensor) -> torch.
 def hidden_at(model: PolicyModel | CriticModel, micro: MicroBatch, device: torch.device) -> torch.Tensor:
     """Hidden states at the needed positions [X, D]."""
     return model.hidden(micro.ids_BT.to(device)).flatten(0, 1)[micro.at_X.to(device)]
-
-
-def token_scores(
-    policy: PolicyModel,
-    hidden_XD: torch.Tensor,
-    tokens_X: torch.Tensor,
-    *,
-    temperature: float,
-    chunk: int,
-    with_entropy: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and entropy of its distribution [X] [nats], at the sampling temperature.
-
-    Logits exist for ``chunk`` tokens at a time, also in the backward pass, where they are computed again. Without
-    ``with_entropy`` the entropy is zero and costs no second table of that size.
-    """
-
-    def scores(hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = policy.logits(hidden)
-        logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
-        logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros_like(chosen).detach()
-        return chosen, entropy
-
-    if len(tokens_X) <= chunk:
-        return scores(hidden_XD, tokens_X)
-    run: Callable[..., tuple[torch.Tensor, torch.Tensor]] = scores
-    if torch.is_grad_enabled():
-        run = lambda h, t: checkpoint(scores, h, t, use_reentrant=False)  # noqa: E731
-    parts = [run(h, t) for h, t in zip(hidden_XD.split(chunk), tokens_X.split(chunk), strict=True)]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 @torch.no_grad()

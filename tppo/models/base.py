@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 
 class DecodeState(Protocol):
@@ -42,6 +43,14 @@ class PolicyModel(Protocol):
 
     def decode_state(self, rows: int, capacity: int) -> DecodeState:
         """Room for ``rows`` sequences of at most ``capacity`` tokens."""
+
+
+@runtime_checkable
+class LinearHead(Protocol):
+    """What a policy may have besides: a linear layer that makes its logits, so that they need never exist at once."""
+
+    def output_layer(self) -> nn.Linear | None:
+        """The layer when ``logits`` is that layer applied to the hidden states and nothing else, else None."""
 
 
 @runtime_checkable

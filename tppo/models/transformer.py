@@ -11,6 +11,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
+from tppo.head import single_linear
 
 
 class TransformerPolicy(nn.Module):
@@ -32,6 +33,10 @@ class TransformerPolicy(nn.Module):
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Logits [X, V]."""
         return self.model.get_output_embeddings()(hidden_XD)
+
+    def output_layer(self) -> nn.Linear | None:
+        """The output layer when it is a plain linear one."""
+        return single_linear(self.model.get_output_embeddings())
 
     def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Under their Hugging Face names; a tied output layer appears as well."""
