@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from helpers import tiny_lm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from helpers import Largest, tiny_lm
 
 from tppo.head import linear_scores, single_linear, token_scores
 from tppo.models.tabular import TabularPolicy
@@ -16,21 +12,6 @@ from tppo.models.transformer import TransformerPolicy
 
 COUNT, WORDS, WIDTH = 13, 29, 7
 Tensors = tuple[torch.Tensor, ...]
-
-
-class Largest(TorchDispatchMode):
-    """Records the largest number of elements any operation returned."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.numel = max(self.numel, tensor.numel())
-        return out
 
 
 def inputs(dtype: torch.dtype = torch.float64, count: int = COUNT, *, sharp: float = 1.0) -> Tensors:

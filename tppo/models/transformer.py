@@ -89,6 +89,7 @@ class _RowCache(Cache):
     """
 
     def __init__(self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers=[])
         heads = config.num_key_value_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, rows, heads, capacity, dim)
@@ -117,6 +118,13 @@ class _RowCache(Cache):
         """Zero: positions are given explicitly."""
         return 0
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys that a prefill attends to, and the first one's position: its own tokens, so no mask need be made.
+
+        Not asked when decoding, where a mask is given.
+        """
+        return query_length, 0
+
 
 class TransformerDecodeState:
     """Incremental decoding over a static cache."""
@@ -132,10 +140,9 @@ class TransformerDecodeState:
         """Run whole contexts with ordinary causal attention and keep their keys and values."""
         batch, length = ids_BT.shape
         self.cache.first_row, self.cache.position_B = first_row, None
-        mask = torch.ones(length, length, dtype=torch.bool, device=ids_BT.device).tril().expand(batch, 1, -1, -1)
+        # No mask: attention is causal by itself, and a mask of 24k x 24k positions is 576 MB.
         hidden = self.body(
             input_ids=ids_BT,
-            attention_mask=mask,
             position_ids=self.positions[:length].expand(batch, -1),
             past_key_values=self.cache,
             use_cache=True,
