@@ -3,7 +3,7 @@ lengths (no left padding, no wasted positions)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
 from tppo.head import single_linear
+from tppo.models.packed import accept_packed, packed_hidden
 
 
 class TransformerPolicy(nn.Module):
@@ -23,12 +24,17 @@ class TransformerPolicy(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         _require_full_attention(model.config)
+        accept_packed(model.config)
         self.model = model
         self.vocab_size: int = model.config.vocab_size
 
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D] of right-padded rows: causal attention never looks at the padding."""
         return self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Hidden states [T, D] of sequences one behind the other: no padding, no mask. See ``packed.packed_hidden``."""
+        return packed_hidden(self.model.base_model, ids_T, lengths_B)
 
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Logits [X, V]."""
@@ -56,6 +62,7 @@ class TransformerCritic(nn.Module):
     def __init__(self, body: Any) -> None:
         super().__init__()
         _require_full_attention(body.config)
+        accept_packed(body.config)
         self.body = body
         self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype)
         nn.init.zeros_(self.head.weight)
@@ -64,6 +71,10 @@ class TransformerCritic(nn.Module):
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D]."""
         return self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Hidden states [T, D] of sequences one behind the other: no padding, no mask. See ``packed.packed_hidden``."""
+        return packed_hidden(self.body, ids_T, lengths_B)
 
     def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """V [X], in float32 at least."""
