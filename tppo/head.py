@@ -2,7 +2,7 @@
 
 At 24k tokens and 152k words one float32 table of logits is 15 GB, and plain autograd keeps about four. Here the logits
 of ``chunk`` tokens exist at a time, in the forward and in the backward pass, where they are computed again from the
-hidden states and one saved number a token. Shapes: _X selected tokens, _V vocabulary, _D hidden width; in a
+hidden states and two saved numbers a token. Shapes: _X selected tokens, _V vocabulary, _D hidden width; in a
 chunk, _C tokens.
 """
 
@@ -105,6 +105,7 @@ class _LinearScores(torch.autograd.Function):
         dtype = torch.promote_types(hidden_XD.dtype, torch.float32)
         chosen_X = torch.empty(tokens_X.shape, dtype=dtype, device=hidden_XD.device)
         logsum_X, entropy_X = torch.empty_like(chosen_X), torch.zeros_like(chosen_X)
+        only_XV = None  # The table of the only chunk is kept: nothing is gained by computing it twice.
         for first in range(0, len(tokens_X), chunk):
             part = slice(first, first + chunk)
             tokens = tokens_X[part, None]
@@ -116,8 +117,10 @@ class _LinearScores(torch.autograd.Function):
             if with_entropy:
                 torch.exp(logprobs, out=z)
                 entropy_X[part] = -z.mul_(logprobs).sum(-1)
+            if len(tokens_X) <= chunk:
+                only_XV = logprobs
             del z, logprobs  # Else the next chunk's tables are made while these still stand.
-        ctx.save_for_backward(hidden_XD, weight_VD, bias_V, tokens_X, logsum_X, entropy_X)
+        ctx.save_for_backward(hidden_XD, weight_VD, bias_V, tokens_X, logsum_X, entropy_X, only_XV)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.set_materialize_grads(False)  # An output that no loss uses costs nothing.
         if not with_entropy:
@@ -125,9 +128,9 @@ class _LinearScores(torch.autograd.Function):
         return chosen_X, entropy_X
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad_chosen_X: torch.Tensor | None, grad_entropy_X: torch.Tensor | None) -> tuple[Any, ...]:
-        hidden_XD, weight_VD, bias_V, tokens_X, logsum_X, entropy_X = ctx.saved_tensors
+        hidden_XD, weight_VD, bias_V, tokens_X, logsum_X, entropy_X, only_XV = ctx.saved_tensors
         if grad_chosen_X is None and grad_entropy_X is None:
             return (None,) * 7
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -139,18 +142,17 @@ class _LinearScores(torch.autograd.Function):
         for first in range(0, len(tokens_X), ctx.chunk):
             part = slice(first, first + ctx.chunk)
             hidden = hidden_XD[part]
-            z = _scaled_logits(hidden, weight_VD, bias_V, ctx.temperature).sub_(logsum_X[part, None])
-            if grad_entropy_X is None:
-                grad = z.exp_().mul_(-grad_chosen_X[part, None])  # type: ignore[index]
-            else:
-                p = z.exp()
-                z.add_(entropy_X[part, None]).mul_(grad_entropy_X[part, None])
-                if grad_chosen_X is not None:
-                    z.add_(grad_chosen_X[part, None])
-                grad = z.mul_(p).neg_()
-                del p
-            if grad_chosen_X is not None:
-                grad.scatter_add_(-1, tokens_X[part, None], grad_chosen_X[part, None])
+            logprobs = only_XV
+            if logprobs is None:
+                logprobs = _scaled_logits(hidden, weight_VD, bias_V, ctx.temperature).sub_(logsum_X[part, None])
+            grad = _gradient_of_scaled_logits(
+                logprobs,
+                entropy_X[part, None],
+                tokens_X[part, None],
+                None if grad_chosen_X is None else grad_chosen_X[part, None],
+                None if grad_entropy_X is None else grad_entropy_X[part, None],
+                overwrite=only_XV is None,
+            )
             grad.div_(ctx.temperature)
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
@@ -159,13 +161,35 @@ class _LinearScores(torch.autograd.Function):
                 torch.mm(grad_low, weight_VD, out=grad_hidden[part])
             if grad_weight is not None:
                 _add_outer(grad_weight, grad_low, hidden)
-            del z, grad, grad_low
+            del logprobs, grad, grad_low
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight_VD.dtype),
             None if grad_bias is None else grad_bias.to(bias_V.dtype),
             *(None,) * 4,
         )
+
+
+def _gradient_of_scaled_logits(
+    logprobs_CV: torch.Tensor,
+    entropy_C1: torch.Tensor,
+    tokens_C1: torch.Tensor,
+    grad_chosen_C1: torch.Tensor | None,
+    grad_entropy_C1: torch.Tensor | None,
+    *,
+    overwrite: bool,
+) -> torch.Tensor:
+    """The two formulas above [C, V]; at least one output has a gradient. ``overwrite``: in the memory of logprobs."""
+    if grad_entropy_C1 is None:
+        assert grad_chosen_C1 is not None
+        grad = torch.exp(logprobs_CV, out=logprobs_CV if overwrite else None).mul_(-grad_chosen_C1)
+    else:
+        p = logprobs_CV.exp()
+        grad = torch.add(logprobs_CV, entropy_C1, out=logprobs_CV if overwrite else None).mul_(grad_entropy_C1)
+        if grad_chosen_C1 is not None:
+            grad.add_(grad_chosen_C1)
+        grad.mul_(p).neg_()
+    return grad if grad_chosen_C1 is None else grad.scatter_add_(-1, tokens_C1, grad_chosen_C1)
 
 
 def _add_outer(sum_VD: torch.Tensor, grad_CV: torch.Tensor, hidden_CD: torch.Tensor) -> None:

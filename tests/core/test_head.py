@@ -69,6 +69,17 @@ def test_finite_differences(with_entropy: bool, chunk: int) -> None:
     assert torch.autograd.gradcheck(scores, (hidden, weight, bias))
 
 
+@pytest.mark.parametrize("use", ["logprobs", "logprobs+entropy"])
+@pytest.mark.parametrize("chunk", [4, COUNT])
+def test_backward_can_run_twice(use: str, chunk: int) -> None:
+    """What was kept is not overwritten."""
+    hidden, weight, bias, tokens = inputs()
+    loss = loss_of(*linear_scores(hidden, weight, bias, tokens, temperature=0.8, chunk=chunk), use)
+    first = torch.autograd.grad(loss, [hidden, weight, bias], retain_graph=True)
+    for one, two in zip(first, torch.autograd.grad(loss, [hidden, weight, bias]), strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_only_what_trains_gets_a_gradient(frozen: int) -> None:
     hidden, weight, _, tokens = inputs()
@@ -201,12 +212,16 @@ def test_no_table_is_larger_than_a_chunk(with_entropy: bool) -> None:
 
 
 def test_what_is_kept_for_the_backward_pass() -> None:
-    """The inputs and two numbers a token; nothing of the size of a table."""
+    """The inputs and two numbers a token; a table only when there is but one."""
     kept: list[int] = []
     hidden, weight, _, tokens = inputs()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
         linear_scores(hidden, weight, None, tokens, temperature=1.0, chunk=4)
     assert sorted(kept) == sorted([COUNT * WIDTH, WORDS * WIDTH, COUNT, COUNT, COUNT])
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
+        linear_scores(hidden, weight, None, tokens, temperature=1.0, chunk=COUNT)
+    assert max(kept) == COUNT * WORDS
     kept.clear()
     with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):  # type: ignore[func-returns-value]
         logprobs, entropy = linear_scores(hidden, weight, None, tokens, temperature=1.0, chunk=4)
