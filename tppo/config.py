@@ -70,7 +70,9 @@ class Compute:
     """auto is cuda where there is one, else cpu."""
     micro_batch_tokens: Annotated[int, Range(1, unit="tokens")] = 32768
     """Most tokens, padding included, in one forward and backward pass."""
-    logit_chunk_tokens: Annotated[int, Range(1, unit="tokens")] = 4096
+    packed: bool = False
+    """Rows one behind the other instead of padded rectangles; transformers only. Pays by about the share of padding."""
+    logit_chunk_tokens: Annotated[int, Range(1, unit="tokens")] = 1024
     """Most tokens whose logits exist at one time."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What models compute in. Under bfloat16, which needs torchrun, master weights and optimiser stay in float32."""

@@ -6,27 +6,31 @@ output layer is applied to needed positions only, a chunk at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from tppo.distributed import current, device_of
-from tppo.models.base import CriticModel, Model, PolicyModel
+from tppo.head import token_scores as token_scores
+from tppo.models.base import CriticModel, Model, PackedModel, PolicyModel
 from tppo.types import TokenBatch
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """rows: responses, int64 [B]. index_X: flat token indices in the batch, in row order. ids_BT: right-padded input.
-    at_X: position of each needed hidden state in ids_BT flattened.
+    """rows: responses, int64 [B]. index_X: flat token indices in the batch, in row order. ids_BT: right-padded input,
+    or with ``lengths`` [B] all rows end to end in the first one. at_X: position of each needed hidden state in ids_BT
+    flattened.
     """
 
     rows: torch.Tensor
     index_X: torch.Tensor
     ids_BT: torch.Tensor
     at_X: torch.Tensor
+    lengths: tuple[int, ...] | None = None
 
 
 def micro_batches(
@@ -36,8 +40,10 @@ def micro_batches(
     *,
     max_tokens: int,
     last_state_S: torch.Tensor | None = None,
+    packed: bool = False,
 ) -> Iterator[MicroBatch]:
-    """This rank's share of the responses, in padded rectangles of at most ``max_tokens`` positions (a row always fits).
+    """This rank's share of the responses, in padded rectangles of at most ``max_tokens`` positions (a row always fits),
+    or ``packed``, one behind the other without padding.
 
     With sharded weights every rank must call the model equally often: all ranks get as many rectangles, of like size
     in like rounds, and a rank for which none is left gets one with no row in it.
@@ -54,25 +60,31 @@ def micro_batches(
         if len(positions):
             wanted.append((prompt[row] + int(positions[-1]), row, positions))
     wanted.sort(key=lambda w: (w[0], w[1]))  # rows of like length share a rectangle
-    for first, end in share(deal([length for length, _, _ in wanted], max_tokens, current().size)):
+    runs = deal([length for length, _, _ in wanted], max_tokens, current().size, packed=packed)
+    for first, end in share(runs):
         part = wanted[first:end]
         if not part:
             yield _nothing(batch)
             continue
-        width = part[-1][0]
-        ids = torch.zeros(len(part), width, dtype=torch.int64)
-        for i, (length, row, _) in enumerate(part):
-            ids[i, :length] = batch.sequences[row][:length]
+        lengths = [length for length, _, _ in part]
+        rows_of_ids = [batch.sequences[row][:length] for length, row, _ in part]
+        if packed:
+            ids = torch.cat(rows_of_ids)[None]
+            starts = [0, *itertools.accumulate(lengths)]
+        else:
+            ids = torch.nn.utils.rnn.pad_sequence(rows_of_ids, batch_first=True)
+            starts = [i * lengths[-1] for i in range(len(part))]
         yield MicroBatch(
             rows=torch.tensor([row for _, row, _ in part]),
             index_X=torch.cat([_flat_index(offsets, row, p) for _, row, p in part]),
             ids_BT=ids,
-            at_X=torch.cat([i * width + prompt[row] - 1 + p for i, (_, row, p) in enumerate(part)]),
+            at_X=torch.cat([start + prompt[row] - 1 + p for start, (_, row, p) in zip(starts, part, strict=False)]),
+            lengths=tuple(lengths) if packed else None,
         )
 
 
-def deal(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[tuple[int, int]]:
-    """Cut rows, sorted by length, into runs (first, end) whose rectangles have at most ``max_tokens`` positions.
+def deal(lengths: Sequence[int], max_tokens: int, ranks: int, *, packed: bool = False) -> list[tuple[int, int]]:
+    """Cut rows, sorted by length, into runs (first, end) of at most ``max_tokens`` positions, padding included.
 
     With several ranks the number of runs is a multiple of theirs where there are rows enough, and the budget is
     lowered until the runs are as even as that allows.
@@ -82,16 +94,16 @@ def deal(lengths: Sequence[int], max_tokens: int, ranks: int) -> list[tuple[int,
     >>> deal([2, 2, 3, 8], max_tokens=9, ranks=3)
     [(0, 2), (2, 3), (3, 4)]
     """
-    runs = _runs(lengths, max_tokens)
+    runs = _runs(lengths, max_tokens, packed)
     wanted = -(-len(runs) // ranks) * ranks
     if ranks > 1 and runs:
         low, high = max(lengths) - 1, max_tokens  # the smallest budget that still makes no more runs than wanted
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if len(_runs(lengths, middle)) <= wanted else (middle, high)
-        runs = _runs(lengths, high)
+            low, high = (low, middle) if len(_runs(lengths, middle, packed)) <= wanted else (middle, high)
+        runs = _runs(lengths, high, packed)
         while len(runs) < wanted:
-            at = max(range(len(runs)), key=lambda i: (runs[i][1] - runs[i][0] > 1, _size(lengths, runs[i])))
+            at = max(range(len(runs)), key=lambda i: (runs[i][1] - runs[i][0] > 1, _size(lengths, runs[i], packed)))
             first, end = runs[at]
             if end - first < 2:
                 break
@@ -107,17 +119,20 @@ def share(runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return padded[ranks.rank :: ranks.size]
 
 
-def _runs(lengths: Sequence[int], budget: int) -> list[tuple[int, int]]:
-    runs, first = [], 0
+def _runs(lengths: Sequence[int], budget: int, packed: bool) -> list[tuple[int, int]]:
+    runs, first, total = [], 0, 0
     for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - first) * lengths[end] > budget:
+        total += lengths[end - 1]
+        after = (total if packed else (end - first) * lengths[end]) + lengths[end] if end < len(lengths) else 0
+        if end == len(lengths) or after > budget:
             runs.append((first, end))
-            first = end
+            first, total = end, 0
     return runs
 
 
-def _size(lengths: Sequence[int], run: tuple[int, int]) -> int:
-    return (run[1] - run[0]) * lengths[run[1] - 1]
+def _size(lengths: Sequence[int], run: tuple[int, int], packed: bool) -> int:
+    first, end = run
+    return sum(lengths[first:end]) if packed else (end - first) * lengths[end - 1]
 
 
 def _nothing(batch: TokenBatch) -> MicroBatch:
@@ -133,7 +148,11 @@ def _flat_index(offsets: list[int], row: int, positions: torch.Tensor) -> torch.
 
 def hidden_at(model: PolicyModel | CriticModel, micro: MicroBatch, device: torch.device) -> torch.Tensor:
     """Hidden states at the needed positions [X, D]."""
-    return model.hidden(micro.ids_BT.to(device)).flatten(0, 1)[micro.at_X.to(device)]
+    ids, at = micro.ids_BT.to(device), micro.at_X.to(device)
+    if micro.lengths is None:
+        return model.hidden(ids).flatten(0, 1)[at]
+    assert isinstance(model, PackedModel)
+    return model.packed_hidden(ids[0], micro.lengths)[at]
 
 
 def micro_values(critic: CriticModel, micro: MicroBatch) -> torch.Tensor:
@@ -166,46 +185,21 @@ def micro_scores(
     return policy(work)
 
 
-def token_scores(
-    policy: PolicyModel,
-    hidden_XD: torch.Tensor,
-    tokens_X: torch.Tensor,
-    *,
-    temperature: float,
-    chunk: int,
-    with_entropy: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each token and entropy of its distribution [X] [nats], at the sampling temperature.
-
-    Logits exist for ``chunk`` tokens at a time, also in the backward pass, where they are computed again. Without
-    ``with_entropy`` the entropy is zero and costs no second table of that size.
-    """
-
-    def scores(hidden: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = policy.logits(hidden)
-        logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
-        logprobs = logits.log_softmax(-1)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1) if with_entropy else torch.zeros_like(chosen).detach()
-        return chosen, entropy
-
-    if len(tokens_X) <= chunk:
-        return scores(hidden_XD, tokens_X)
-    run: Callable[..., tuple[torch.Tensor, torch.Tensor]] = scores
-    if torch.is_grad_enabled():
-        run = lambda h, t: checkpoint(scores, h, t, use_reentrant=False)  # noqa: E731
-    parts = [run(h, t) for h, t in zip(hidden_XD.split(chunk), tokens_X.split(chunk), strict=True)]
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
-
-
 @torch.no_grad()
 def logprobs_of(
-    policy: PolicyModel, batch: TokenBatch, need_N: torch.Tensor, *, temperature: float, max_tokens: int, chunk: int
+    policy: PolicyModel,
+    batch: TokenBatch,
+    need_N: torch.Tensor,
+    *,
+    temperature: float,
+    max_tokens: int,
+    chunk: int,
+    packed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability and entropy of the needed tokens [N] on the CPU, float32 at least; zero elsewhere."""
     _, dtype = placement(policy)
     logprobs, entropy = torch.zeros(len(batch.tokens_N), dtype=dtype), torch.zeros(len(batch.tokens_N), dtype=dtype)
-    for micro in micro_batches(batch, need_N, range(batch.num_responses), max_tokens=max_tokens):
+    for micro in micro_batches(batch, need_N, range(batch.num_responses), max_tokens=max_tokens, packed=packed):
         lp, h = micro_scores(policy, micro, batch.tokens_N[micro.index_X], temperature=temperature, chunk=chunk)
         logprobs[micro.index_X], entropy[micro.index_X] = lp.cpu(), h.cpu()
     return current().sum(logprobs), current().sum(entropy)
@@ -213,7 +207,13 @@ def logprobs_of(
 
 @torch.no_grad()
 def values_of(
-    critic: CriticModel, batch: TokenBatch, need_N: torch.Tensor, last_state_S: torch.Tensor, *, max_tokens: int
+    critic: CriticModel,
+    batch: TokenBatch,
+    need_N: torch.Tensor,
+    last_state_S: torch.Tensor,
+    *,
+    max_tokens: int,
+    packed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """V(s_t) of the needed tokens [N] and V(s_l) after the last token of the chosen responses [S]; zero elsewhere.
 
@@ -222,8 +222,8 @@ def values_of(
     _, dtype = placement(critic)
     total = len(batch.tokens_N)
     values = torch.zeros(total + batch.num_responses, dtype=dtype)
-    rows = range(batch.num_responses)
-    for micro in micro_batches(batch, need_N, rows, max_tokens=max_tokens, last_state_S=last_state_S):
+    options: dict[str, Any] = {"max_tokens": max_tokens, "last_state_S": last_state_S, "packed": packed}
+    for micro in micro_batches(batch, need_N, range(batch.num_responses), **options):
         values[micro.index_X] = micro_values(critic, micro).cpu()
     current().sum(values)
     return values[:total], values[total:]

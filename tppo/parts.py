@@ -16,7 +16,7 @@ from tppo.engines.sharded import ShardedEngine
 from tppo.engines.torch_engine import TorchEngine
 from tppo.engines.vllm_engine import VLLM_REMEDY
 from tppo.errors import ConfigError
-from tppo.models.base import CriticModel, PolicyModel
+from tppo.models.base import CriticModel, PackedModel, PolicyModel
 from tppo.trainer import Trainer
 from tppo.workload import Workload
 
@@ -36,6 +36,11 @@ def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload]
     if config.algorithm.policy_loss.kl_coef > 0:
         workload = dataclasses.replace(workload, reference=copy.deepcopy(workload.policy))
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
+    for name, model in (("policy", workload.policy), ("critic", workload.critic)):
+        if config.compute.packed and not isinstance(model, PackedModel):
+            raise ConfigError(
+                "compute.packed", True, "False: this task's models take padded rows", f"the {name} is one"
+            )
     for model in (workload.policy, workload.critic, workload.reference):
         if model is not None:
             place(model, workload, device, config.compute)

@@ -60,9 +60,9 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One step of training; returns its metrics."""
         c, algorithm, clock = self.config, self.config.algorithm, PhaseClock(self.watch)
-        max_tokens = c.compute.micro_batch_tokens
+        cut: dict[str, Any] = {"max_tokens": c.compute.micro_batch_tokens, "packed": c.compute.packed}
         score = functools.partial(
-            logprobs_of, temperature=c.rollout.temperature, max_tokens=max_tokens, chunk=c.compute.logit_chunk_tokens
+            logprobs_of, temperature=c.rollout.temperature, chunk=c.compute.logit_chunk_tokens, **cut
         )
 
         responses = self.window.admit()
@@ -78,7 +78,7 @@ class Trainer:
         with clock.phase("values"):
             recompute = algorithm.value_target.old_values == "recompute"
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
-            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, max_tokens=max_tokens)
+            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **cut)
             check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
             stored_N = self._store_values(batch, values_N)
             values_N = values_N if recompute else stored_N

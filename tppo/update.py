@@ -43,7 +43,7 @@ def update_critic(
         count = losses.aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
         members = member_N.sum().clamp(min=1)
         optimizer.zero_grad()
-        for micro in micro_batches(batch, member_N, rows, max_tokens=compute.micro_batch_tokens):
+        for micro in micro_batches(batch, member_N, rows, max_tokens=compute.micro_batch_tokens, packed=compute.packed):
             values = micro_values(critic, micro)
             at = micro.index_X
             terms = losses.value_loss(
@@ -97,7 +97,9 @@ def update_policy(
         ).clamp(min=1)
         kept, positives = keep_N.sum().clamp(min=1), positive_N.sum().clamp(min=1)
         optimizer.zero_grad()
-        for micro in micro_batches(batch, keep_N | positive_N, rows, max_tokens=compute.micro_batch_tokens):
+        for micro in micro_batches(
+            batch, keep_N | positive_N, rows, max_tokens=compute.micro_batch_tokens, packed=compute.packed
+        ):
             at, row_X = micro.index_X, batch.row_N[micro.index_X]
             logprobs, entropy = micro_scores(
                 policy,

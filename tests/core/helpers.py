@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from paper_repro.recipes import token_mdp
@@ -111,3 +113,18 @@ def leaves(config: Any, path: str = "") -> list[tuple[str, Any, Any]]:
         here = f"{path}.{name}" if path else name
         out += leaves(value, here) if dataclasses.is_dataclass(value) else [(here, hint, value)]
     return out
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest number of elements any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import tiny_lm
+from helpers import Largest, tiny_lm
 
 from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.sampling import pick, uniforms
@@ -124,3 +124,16 @@ def test_sliding_windows_are_refused() -> None:
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ConfigError, match="full_attention in every layer"):
         TransformerPolicy(model)
+
+
+@torch.no_grad()
+def test_a_prefill_makes_no_mask_of_all_positions() -> None:
+    """T x T at 24k tokens is 576 MB. Mixed lengths all the same end in their own last tokens."""
+    policy, lengths = TransformerPolicy(tiny_lm()), torch.tensor([301, 4, 1])
+    ids = torch.randint(0, 23, (3, 301), generator=torch.Generator().manual_seed(0))
+    state = policy.decode_state(3, 310)
+    with Largest() as largest:
+        hidden = state.prefill(ids, lengths, 0)
+    assert largest.numel <= 3 * 301 * 48 < 301 * 301  # the inside of the feed-forward layer
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.allclose(hidden[row], policy.hidden(ids[row : row + 1, :length])[0, -1], atol=1e-5)

@@ -7,10 +7,11 @@ called through ``Model.forward``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
+from torch import nn
 
 T = TypeVar("T")
 
@@ -56,6 +57,22 @@ class PolicyModel(Protocol):
 
     def decode_state(self, rows: int, capacity: int) -> DecodeState:
         """Room for ``rows`` sequences of at most ``capacity`` tokens."""
+
+
+@runtime_checkable
+class LinearHead(Protocol):
+    """What a policy may have besides: a linear layer that makes its logits, so that they need never exist at once."""
+
+    def output_layer(self) -> nn.Linear | None:
+        """The layer when ``logits`` is that layer applied to the hidden states and nothing else, else None."""
+
+
+@runtime_checkable
+class PackedModel(Protocol):
+    """A model that takes sequences one behind the other, without padding."""
+
+    def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Hidden state of every token [T, D], as if each sequence stood alone."""
 
 
 @runtime_checkable

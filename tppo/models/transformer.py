@@ -3,7 +3,7 @@ lengths (no left padding, no wasted positions)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
+from tppo.head import single_linear
 from tppo.models.base import Model
+from tppo.models.packed import accept_packed, packed_hidden
 
 
 class TransformerPolicy(Model):
@@ -23,6 +25,7 @@ class TransformerPolicy(Model):
     def __init__(self, model: Any) -> None:
         super().__init__()
         _require_full_attention(model.config)
+        accept_packed(model.config)
         self.model = model
         self.vocab_size: int = model.config.vocab_size
 
@@ -39,9 +42,17 @@ class TransformerPolicy(Model):
         """Hidden states [B, T, D] of right-padded rows: causal attention never looks at the padding."""
         return self.model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
 
+    def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Hidden states [T, D] of sequences one behind the other: no padding, no mask. See ``packed.packed_hidden``."""
+        return packed_hidden(self.model.base_model, ids_T, lengths_B)
+
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Logits [X, V]."""
         return self.model.get_output_embeddings()(hidden_XD)
+
+    def output_layer(self) -> nn.Linear | None:
+        """The output layer when it is a plain linear one."""
+        return single_linear(self.model.get_output_embeddings())
 
     def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Under their Hugging Face names; a tied output layer appears as well."""
@@ -65,6 +76,7 @@ class TransformerCritic(Model):
     def __init__(self, body: Any) -> None:
         super().__init__()
         _require_full_attention(body.config)
+        accept_packed(body.config)
         self.body = body
         self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype, device=body.device)
         nn.init.zeros_(self.head.weight)
@@ -87,6 +99,10 @@ class TransformerCritic(Model):
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D]."""
         return self.body(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
+        """Hidden states [T, D] of sequences one behind the other: no padding, no mask. See ``packed.packed_hidden``."""
+        return packed_hidden(self.body, ids_T, lengths_B)
 
     def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """V [X], in float32 at least."""
@@ -112,6 +128,7 @@ class _RowCache(Cache):
     """
 
     def __init__(self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(layers=[])
         heads = config.num_key_value_heads
         dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (config.num_hidden_layers, rows, heads, capacity, dim)
@@ -140,6 +157,13 @@ class _RowCache(Cache):
         """Zero: positions are given explicitly."""
         return 0
 
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Keys that a prefill attends to, and the first one's position: its own tokens, so no mask need be made.
+
+        Not asked when decoding, where a mask is given.
+        """
+        return query_length, 0
+
 
 class TransformerDecodeState:
     """Incremental decoding over a static cache."""
@@ -155,10 +179,9 @@ class TransformerDecodeState:
         """Run whole contexts with ordinary causal attention and keep their keys and values."""
         batch, length = ids_BT.shape
         self.cache.first_row, self.cache.position_B = first_row, None
-        mask = torch.ones(length, length, dtype=torch.bool, device=ids_BT.device).tril().expand(batch, 1, -1, -1)
+        # No mask: attention is causal by itself, and a mask of 24k x 24k positions is 576 MB.
         hidden = self.body(
             input_ids=ids_BT,
-            attention_mask=mask,
             position_ids=self.positions[:length].expand(batch, -1),
             past_key_values=self.cache,
             use_cache=True,
