@@ -16,14 +16,14 @@ import numpy as np
 
 from tppo.errors import ConfigError, DataError
 from tppo.runs import read_metrics
-
-Z95 = 1.96
+from tppo.scores import wilson
 
 
 @dataclass(frozen=True)
 class Point:
     """One held-out evaluation. step: steps done. seconds: of training. tokens: generated in training so far.
     rate: share of problems solved. error: its standard error over problems, None where there is only one problem.
+    problems: in the evaluation.
     """
 
     step: int
@@ -31,13 +31,16 @@ class Point:
     tokens: int
     rate: float
     error: float | None
+    problems: int
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95%, normal, inside [0, 1]; None without a standard error."""
+        """95%, Wilson's with as many trials as give this standard error, and no more trials than problems where all
+        problems have the same rate; None without a standard error.
+        """
         if self.error is None:
             return None
-        return max(0.0, self.rate - Z95 * self.error), min(1.0, self.rate + Z95 * self.error)
+        return wilson(self.rate, self.rate * (1 - self.rate) / self.error**2 if self.error else self.problems)
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,6 @@ class RunRecord:
         """Responses in flight."""
         return int(self.leaves["rollout.slots"])
 
-    @property
-    def cap(self) -> int:
-        """Longest response [tokens]."""
-        return int(self.leaves["rollout.max_response_tokens"])
-
     def reached(self, target: float) -> Point | None:
         """The first evaluation whose solve rate is at least ``target``."""
         return next((point for point in self.points if point.rate >= target), None)
@@ -88,7 +86,7 @@ def read_run(folder: Path) -> RunRecord:
         if not (folder / name).is_file():
             raise ConfigError("run", str(folder), f"a run folder, with {name}", "give folders that 'tppo train' wrote")
     leaves = dict(_leaves(_json(folder / "config.json").get("config")))
-    wanted = ("recipe", "seed", "algorithm.name", "rollout.slots", "rollout.max_response_tokens")
+    wanted = ("recipe", "seed", "algorithm.name", "rollout.slots", "evaluation.problems")
     if missing := [name for name in wanted if name not in leaves]:
         raise DataError(f"{folder / 'config.json'}: expected the configuration of a run, with {missing[0]}")
     rows = read_metrics(folder / "metrics.jsonl")
@@ -98,7 +96,7 @@ def read_run(folder: Path) -> RunRecord:
     if lacking:
         raise DataError(f"{folder / 'metrics.jsonl'}, line {len(rows)}: expected a number {min(lacking)!r} in it")
     summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
-    points = _points(rows, summary)
+    points = _points(rows, summary, int(leaves["evaluation.problems"]))
     if not points:
         remedy = "set evaluation.every, or let the run end: an evaluation follows the last step"
         raise DataError(f"{folder} has no held-out evaluation: expected at least one; {remedy}")
@@ -142,20 +140,21 @@ def _grouped(runs: list[RunRecord]) -> list[RunRecord]:
     return sorted(named, key=lambda run: (groups.index(run.group), run.seed))
 
 
-def _points(rows: list[dict[str, Any]], summary: dict[str, Any]) -> tuple[Point, ...]:
+def _points(rows: list[dict[str, Any]], summary: dict[str, Any], problems: int) -> tuple[Point, ...]:
     """Base, evaluations during training, and the final one where no row of the metrics has it."""
     found: dict[int, Point] = {}
     if summary.get("solve_rate_base") is not None:
-        found[0] = Point(0, 0.0, 0, summary["solve_rate_base"], summary.get("solve_rate_base_se"))
+        found[0] = Point(0, 0.0, 0, summary["solve_rate_base"], summary.get("solve_rate_base_se"), problems)
     for row in rows:
         if row.get("held_out_solve_rate") is not None:
             step = row["step"] + 1
             rate, error = row["held_out_solve_rate"], row.get("held_out_standard_error")
-            found[step] = Point(step, row["train_seconds"], row["tokens_generated"], rate, error)
+            found[step] = Point(step, row["train_seconds"], row["tokens_generated"], rate, error, problems)
     last = rows[-1]
     if summary.get("solve_rate_final") is not None and last["step"] + 1 not in found:
         rate, error = summary["solve_rate_final"], summary.get("solve_rate_final_se")
-        found[last["step"] + 1] = Point(last["step"] + 1, last["train_seconds"], last["tokens_generated"], rate, error)
+        step, spent = last["step"] + 1, (last["train_seconds"], last["tokens_generated"])
+        found[step] = Point(step, *spent, rate, error, problems)
     return tuple(found[step] for step in sorted(found))
 
 

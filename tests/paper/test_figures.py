@@ -107,9 +107,13 @@ def test_an_unfinished_run_can_be_drawn(runs: list[Path], tmp_path: Path) -> Non
     assert " at step 4 |" in text
 
 
-def test_one_problem_has_no_interval() -> None:
-    assert Point(1, 1.0, 1, 0.5, None).interval is None
-    assert Point(1, 1.0, 1, 0.99, 0.1).interval == (pytest.approx(0.794), 1.0)
+def test_intervals_are_honest_at_the_edges() -> None:
+    """None for one problem; never a point, however few problems were all missed."""
+    assert Point(1, 1.0, 1, 0.5, None, 1).interval is None
+    low, high = Point(1, 1.0, 1, 0.0, 0.0, 30).interval or (0.0, 0.0)
+    assert (low, high) == (0.0, pytest.approx(0.1135, abs=1e-4))  # Wilson's, for none of 30
+    low, high = Point(1, 1.0, 1, 0.5, 0.05, 30).interval or (0.0, 0.0)
+    assert (low, high) == (pytest.approx(0.5 - 1.96 * 0.05, abs=2e-3), pytest.approx(0.5 + 1.96 * 0.05, abs=2e-3))
 
 
 def test_what_is_not_a_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
