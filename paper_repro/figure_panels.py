@@ -22,10 +22,10 @@ PHASES = {
 Panel = Callable[[Any, Sequence[RunRecord]], None]
 
 
-def look(runs: Sequence[RunRecord]) -> dict[str, dict[str, str]]:
+def look(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
     """Label of a run to its colour and line style."""
     groups = list(dict.fromkeys(run.group for run in runs))
-    styles: dict[str, dict[str, str]] = {}
+    styles: dict[str, dict[str, Any]] = {}
     for i, group in enumerate(groups):
         for j, run in enumerate(run for run in runs if run.group == group):
             styles[run.label] = {"color": COLOURS[i % len(COLOURS)], "ls": STYLES[j % len(STYLES)]}
@@ -181,6 +181,6 @@ def _series(run: RunRecord, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(x, dtype=float), np.array(y, dtype=float)
 
 
-def _raw_and_smooth(ax: Any, x: np.ndarray, y: np.ndarray, style: dict[str, str]) -> None:
+def _raw_and_smooth(ax: Any, x: np.ndarray, y: np.ndarray, style: dict[str, Any]) -> None:
     ax.plot(x, y, lw=0.7, alpha=0.25, color=style["color"])
     ax.plot(x, smooth(y), lw=1.8, **style)

@@ -138,8 +138,8 @@ class Reproduction:
         names = [*self.runs(), "evaluate-base", *(f"evaluate-{name}" for name in self.runs())]
 
         def work(folder: Path) -> dict[str, Any]:
-            options = {"target": target, "dry_run": self.rung.dry_run}
-            return on_main(self.ranks, lambda: write_report(self.out, self.runs(), folder, **options))
+            dry = self.rung.dry_run
+            return on_main(self.ranks, lambda: write_report(self.out, self.runs(), folder, target=target, dry_run=dry))
 
         return Stage("figures", lambda: {"target": target, "before": self._before("value", *names)}, work, cheap=True)
 

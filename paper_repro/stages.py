@@ -101,7 +101,7 @@ def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
         raise ConfigError(*value)
     if kind == "failed":
         raise DataError(value)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 def digest(inputs: Mapping[str, Any]) -> str:
