@@ -83,19 +83,17 @@ def result_of_stage(out: Path, name: str) -> dict[str, Any]:
 
 
 def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Do something on rank 0 and return its result on every rank. Its TPPOError or OSError is raised on every rank."""
+    """Do something on rank 0 and return its result on every rank. What it raises is raised on every rank: a ConfigError
+    as itself, another TPPOError or an OSError as DataError.
+    """
     told: tuple[str, Any] = ("nothing", None)
     if ranks.main:
         try:
             told = ("result", action())
         except ConfigError as error:
-            told = ("refused", (error.field, repr(error.found), error.expected, error.remedy))
-            if ranks.size == 1:
-                raise
+            told = ("refused", (error.field, error.found, error.expected, error.remedy))
         except (TPPOError, OSError) as error:
-            told = ("failed", f"{type(error).__name__}: {error}")
-            if ranks.size == 1:
-                raise
+            told = ("failed", str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")
     kind, value = ranks.broadcast(told)
     if kind == "refused":
         raise ConfigError(*value)
