@@ -87,13 +87,14 @@ def lengths(ax: Any, runs: Sequence[RunRecord]) -> None:
 def time_by_phase(ax: Any, runs: Sequence[RunRecord]) -> None:
     """Mean seconds of a step by phase, a bar a run; the whisker is the 10th to 90th percentile of a step."""
     names, height = [run.label for run in runs], 0.62
+    longest = max(sum(phase_seconds(run).values()) for run in runs)
     for i, run in enumerate(runs):
         left, total = 0.0, float(np.mean([row.get("seconds_step") or 0.0 for row in run.rows]))
         steps = np.array([row.get("seconds_step") or 0.0 for row in run.rows])
         for phase, seconds in phase_seconds(run).items():
             label = phase.replace("_", " ") if i == 0 else None
             ax.barh(i, seconds, height, left=left, color=PHASES[phase], label=label, edgecolor="white", lw=0.4)
-            if total and seconds / total > 0.08:
+            if seconds > 0.09 * longest:  # else there is no room for it
                 ax.text(left + seconds / 2, i, f"{seconds / total:.0%}", ha="center", va="center", fontsize=8)
             left += seconds
         low, high = np.percentile(steps, [10, 90])

@@ -72,7 +72,7 @@ def _panel(ax: Any, name: str, runs: Sequence[RunRecord], target: float | None) 
     PANELS[name](ax, runs)
     if target is not None and name.startswith("score"):
         ax.axhline(target, color="k", lw=0.8, ls=(0, (1, 2)))
-        ax.annotate(f"target {target:g}", (0.99, target), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+        ax.annotate(f"target {target:g}", (0.99, target), xycoords=("axes fraction", "data"), ha="right", va="top",
                     fontsize=8)  # fmt: skip
     ax.title.set_fontsize(10.5)
     ax.spines[["top", "right"]].set_visible(False)

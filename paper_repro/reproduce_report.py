@@ -38,10 +38,11 @@ def evaluate_policy(config: RunConfig, checkpoint: Path | None) -> dict[str, Any
     del trainer
     gc.collect()  # the next stage needs the memory
     table = np.array(list(found.solved.values()))
-    ks = [2**i for i in range(1, 12) if 2**i <= table.shape[1]]
+    samples = table.shape[1]
+    ks = sorted({samples, *(2**i for i in range(1, 12) if 2**i <= samples)} - {1})
     return {
         "problems": len(table),
-        "samples": table.shape[1],
+        "samples": samples,
         "scores": {score.name: _score(score) for score in [avg_at(table), *(pass_at(table, k) for k in ks)]},
         "mean_length": float(np.mean(found.lengths)),
         "truncated": found.truncated,
@@ -80,6 +81,9 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
         "## Training",
         "",
         table,
+        "Times are those of this machine at the time, one run after the other: other work on it during one of them "
+        "looks like a difference.",
+        "",
         "![figure](figure.png)",
     ]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -87,19 +91,18 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
 
 
 def _scores(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown table: a policy a row, its first score with both intervals, its last pass@k."""
+    """Markdown table: a policy a row, avg@k with both intervals and pass@k."""
     first = next(iter(results.values()))
-    names = list(first["scores"])
-    lines = [
-        f"| policy | {names[0]} | 95%, same problems | 95%, new problems | {names[-1]} | mean length | cut at cap |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    names = list(dict.fromkeys([next(iter(first["scores"])), list(first["scores"])[-1]]))  # one where k is 1
+    heads = ["policy", names[0], "95%, same problems", "95%, new problems", *names[1:], "mean length", "cut at cap"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, result in results.items():
-        score, last = result["scores"][names[0]], result["scores"][names[-1]]
+        score = result["scores"][names[0]]
         cells = [f"{score['value']:.3f}", _between(score["same_problems"]), _between(score["new_problems"])]
-        cells += [f"{last['value']:.3f}", f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"]
+        cells += [f"{result['scores'][last]['value']:.3f}" for last in names[1:]]
+        cells += [f"{result['mean_length']:.0f}", f"{result['truncated']:.1%}"]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines.append(f"\n{first['problems']} problems, {first['samples']} samples each.")
+    lines.append(f"\n{first['problems']} problems, samples of each: {first['samples']}.")
     return "\n".join(lines)
 
 
