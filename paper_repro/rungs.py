@@ -11,7 +11,7 @@ from typing import Any
 from paper_repro import ladder, recipes
 from paper_repro.pretrained_task import MathDataTask
 from paper_repro.shrunken import PREFIX
-from tppo.config import RunConfig, ValueStop, VllmOptions, validate
+from tppo.config import Compute, RunConfig, ValueStop, VllmOptions, validate
 from tppo.errors import ConfigError
 
 VALUE_SEED = 10_000
@@ -157,7 +157,7 @@ def _tiny(full: Rung, ranks: int) -> Rung:
     changes: dict[str, Any] = {
         "rollout__slots": 8 * ranks, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
         "policy__mini_batch": 4 * ranks, "critic__mini_batch": 4 * ranks, "policy__warmup_updates": 0,
-        "critic__warmup_updates": 0, "compute__micro_batch_tokens": 8192, "compute__logit_chunk_tokens": 512,
+        "critic__warmup_updates": 0, "compute": Compute(micro_batch_tokens=8192, logit_chunk_tokens=512),
         "checkpoint__every": 1, "engine": "torch", "vllm": VllmOptions(max_rows=16, memory_fraction=0.2),
     }  # fmt: skip
     if full.shape:
