@@ -38,7 +38,7 @@ class EvalCommand:
     """Which model, which problems, how it is sampled, where the results go."""
 
     model: str
-    """'smollm2-135m', a model folder, or a name on the hub."""
+    """'smollm2-135m', a model folder, a name on the hub, or 'shrunken:NAME' for a small random model."""
     data: str
     """A .parquet, .json or .jsonl file with the problems of ``source``."""
     out: Path

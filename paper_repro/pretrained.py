@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 
 from paper_repro.cache import cached_folder
+from paper_repro.shrunken import PREFIX, shrunken_folder
 from tppo.errors import ConfigError
 
 SMOLLM2 = "smollm2-135m"
@@ -18,11 +19,13 @@ SMOLLM2 = "smollm2-135m"
 def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
     """The folder of a model. Raises ConfigError, before any weight is loaded, when there is none.
 
-    name: ``smollm2-135m``, a local folder, or a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
-    huggingface_hub, safetensors only).
+    name: ``smollm2-135m``, a local folder, a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
+    huggingface_hub, safetensors only), or ``shrunken:Qwen2.5-32B``, a small random model of that architecture.
     """
     if name == SMOLLM2:
         return smollm2_folder(cache_dir=cache_dir)
+    if name.startswith(PREFIX):
+        return shrunken_folder(name.removeprefix(PREFIX), cache_dir=cache_dir)
     if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if name.count("/") != 1 or name.startswith((".", "/", "~")):

@@ -33,7 +33,7 @@ class PretrainedTask(TaskConfig):
     """A model, how it is asked, and how it is judged. Subclasses bring the problems."""
 
     model: str = SMOLLM2
-    """'smollm2-135m', a model folder, or a name on the hub."""
+    """'smollm2-135m', a model folder, a name on the hub, or 'shrunken:NAME' for a small random model."""
     system: str = ""
     """System message; empty leaves it to the model's chat template."""
     example_question: str = ""
@@ -117,10 +117,17 @@ class PretrainedTask(TaskConfig):
         )
 
     def validate(self, config: RunConfig) -> None:
-        """A worked example is a question and an answer."""
+        """A worked example is a question and an answer; the engine has room for prompt and response."""
         if bool(self.example_question) != bool(self.example_answer):
             raise ConfigError(
                 "task.example_answer", self.example_answer, "an answer to task.example_question, or both empty"
+            )
+        needed, room = self.max_prompt_tokens + config.rollout.max_response_tokens, config.vllm.max_model_tokens
+        if config.engine == "vllm" and room is not None and needed > room:
+            raise ConfigError(
+                "vllm.max_model_tokens",
+                room,
+                f"at least {needed}: task.max_prompt_tokens and rollout.max_response_tokens together",
             )
 
     def _check_room(self, config: RunConfig, positions: int | None) -> None:

@@ -32,7 +32,7 @@ def token_mdp() -> RunConfig:
 
 def token_mdp_ppo() -> RunConfig:
     """PPO on the same reasoning ladder: whole responses every step."""
-    return _ppo_twin(token_mdp())
+    return ppo_twin(token_mdp())
 
 
 def toy_language() -> RunConfig:
@@ -53,7 +53,7 @@ def toy_language() -> RunConfig:
 
 def toy_language_ppo() -> RunConfig:
     """PPO on the same toy language, from the same base model: whole responses every step."""
-    return _ppo_twin(toy_language())
+    return ppo_twin(toy_language())
 
 
 def smollm2_135m() -> RunConfig:
@@ -91,7 +91,8 @@ def _small(algorithm: Algorithm, *, ignore_last: int, warmup_steps: int) -> Algo
     )
 
 
-def _ppo_twin(config: RunConfig) -> RunConfig:
+def ppo_twin(config: RunConfig, recipe: str = "") -> RunConfig:
+    """The same with whole responses. recipe: its name; that of ``config`` with -ppo behind it unless given."""
     twin = ppo()
     algorithm = dataclasses.replace(
         config.algorithm,
@@ -100,7 +101,7 @@ def _ppo_twin(config: RunConfig) -> RunConfig:
         filter=twin.filter,
         advantage=dataclasses.replace(config.algorithm.advantage, estimator=twin.advantage.estimator),
     )
-    return dataclasses.replace(config, recipe=f"{config.recipe}-ppo", algorithm=algorithm)
+    return dataclasses.replace(config, recipe=recipe or f"{config.recipe}-ppo", algorithm=algorithm)
 
 
 RECIPES = {

@@ -21,7 +21,7 @@ from tppo.checkpoint_files import STATE, WINDOW, Contents, load_tensors, read_st
 from tppo.config import RunConfig
 from tppo.distributed import current
 from tppo.errors import CheckpointError, ConfigError
-from tppo.models.base import PolicyModel
+from tppo.models.base import CriticModel, PolicyModel
 from tppo.optim import ModelOptimizer
 from tppo.reload import config_of
 from tppo.rollout_files import pack_responses, read_responses
@@ -34,7 +34,8 @@ class Progress:
     """Running totals of a run. Times in seconds, rates with their standard errors.
 
     evaluated_at: steps done at the newest held-out evaluation. best: largest held-out solve rate during training.
-    metrics_bytes: length of metrics.jsonl. reached_target: evaluation.stop_at was reached.
+    metrics_bytes: length of metrics.jsonl. reached_target: evaluation.stop_at was reached. explained: of value
+    pretraining, the explained variance of each step so far. value_stop: why that ended early, empty while it has not.
     """
 
     tokens_generated: int = 0
@@ -48,6 +49,8 @@ class Progress:
     best: float | None = None
     metrics_bytes: int = 0
     reached_target: bool = False
+    explained: list[float] = dataclasses.field(default_factory=list)
+    value_stop: str = ""
 
 
 def capture(trainer: Trainer, progress: Progress) -> Contents:
@@ -97,6 +100,12 @@ def load_policy(policy: PolicyModel, folder: Path) -> None:
     """Only the policy's weights. Raises CheckpointError when they are another model's."""
     assert isinstance(policy, torch.nn.Module)
     load_tensors(folder, _module_tensors("policy", policy), only="policy.")
+
+
+def load_critic(critic: CriticModel, folder: Path) -> None:
+    """Only the critic's weights. Raises CheckpointError when they are another model's."""
+    assert isinstance(critic, torch.nn.Module)
+    load_tensors(folder, _module_tensors("critic", critic), only="critic.")
 
 
 def stored_config(folder: Path) -> RunConfig:

@@ -137,6 +137,20 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True)
+class ValueStop:
+    """When a run that trains the critic alone (as many warm-up steps as steps) has done enough. All off: at the end."""
+
+    explained_variance: Annotated[float, Range(0, 1, above=True)] | None = None
+    """Stop once the explained variance of the return, averaged over ``over`` steps, reaches this."""
+    patience: Annotated[int, Range(1, unit="steps")] | None = None
+    """Stop once that average has not risen by ``least_gain`` for so many steps."""
+    over: Annotated[int, Range(1, unit="steps")] = 5
+    """Steps in the average; those without an explained variance (equal returns everywhere) do not count."""
+    least_gain: Annotated[float, Range(0)] = 0.01
+    """A smaller rise is none."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that decides a run."""
 
@@ -154,6 +168,9 @@ class RunConfig:
     compute: Compute = field(default_factory=Compute)
     evaluation: Evaluation = field(default_factory=Evaluation)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    critic_start: str = ""
+    """A run, or one of its checkpoints, whose critic this run begins with; empty is the task's own."""
+    value_pretraining: ValueStop = field(default_factory=ValueStop)
     engine: Literal["torch", "vllm"] = "torch"
     """Inference engine: the embedded one, or vLLM."""
     vllm: VllmOptions = field(default_factory=VllmOptions)
@@ -258,6 +275,14 @@ def validate(config: RunConfig) -> None:
             a.value_target.warmup_steps,
             f"at most steps ({config.steps})",
             "the policy would never train; equal numbers are value pretraining",
+        )
+    stop = config.value_pretraining
+    if a.value_target.warmup_steps < config.steps and (stop.explained_variance or stop.patience):
+        raise ConfigError(
+            "value_pretraining",
+            stop,
+            f"no criterion where the policy trains too (warm-up {a.value_target.warmup_steps} of {config.steps} steps)",
+            "set algorithm.value_target.warmup_steps to steps: then only the critic trains",
         )
     if config.vllm.restarts and not config.vllm.own_process:
         raise ConfigError(

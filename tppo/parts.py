@@ -38,9 +38,7 @@ def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload]
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
     for name, model in (("policy", workload.policy), ("critic", workload.critic)):
         if config.compute.packed and not isinstance(model, PackedModel):
-            raise ConfigError(
-                "compute.packed", True, "False: this task's models take padded rows", f"the {name} is one"
-            )
+            raise ConfigError("compute.packed", True, f"False: the {name} of this task takes padded rows only")
     for model in (workload.policy, workload.critic, workload.reference):
         if model is not None:
             place(model, workload, device, config.compute)

@@ -22,6 +22,7 @@ from tppo.plots import draw_curves
 from tppo.replay import DumpFolder
 from tppo.runs import NoFolder, Resumed, RunFolder, check_folder, read_metrics, warn
 from tppo.trainer import Trainer
+from tppo.value_pretraining import find_critic, note, report, start_critic
 from tppo.watchdog import Termination, Watchdog
 
 
@@ -51,8 +52,11 @@ def run(
         warn(f"skipped {reason}")
     if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
         warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
+    critic = ranks.lead(lambda: find_critic(config)) if choice.checkpoint is None else None
     trainer = build_trainer(config)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
+    if critic is not None:
+        start_critic(trainer.critic, critic)
     resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)
     folder = _open(out, config, resumed)
     watchdog = Watchdog(config.phase_limit_seconds)
@@ -145,7 +149,7 @@ class _Run:
             dynamic_ncols=True, desc=c.recipe, unit="step",
         )  # fmt: skip
         with bar:
-            while trainer.steps_done < c.steps and not totals.reached_target and not self.terminated():
+            while not self.ended and not self.terminated():
                 try:
                     metrics = self.step()
                 except EngineError:
@@ -162,6 +166,7 @@ class _Run:
             return
         if totals.reached_target:
             summary["stopped_at_target"] = True
+        summary |= report(c, totals)
         if totals.evaluated_at != trainer.steps_done:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
@@ -194,11 +199,17 @@ class _Run:
         if self.dumps is not None:
             self.dumps.write(trainer, responses)
         self.folder.log(metrics)
-        last = trainer.steps_done == c.steps or totals.reached_target
-        due = self.options.every and (trainer.steps_done % self.options.every == 0 or last)
+        note(c, totals, metrics)
+        due = self.options.every and (trainer.steps_done % self.options.every == 0 or self.ended)
         if due or (record and self.options.every and self.options.keep_best):
             self.save()
         return metrics
+
+    @property
+    def ended(self) -> bool:
+        """All steps are done, or a criterion of the configuration was reached."""
+        done = self.trainer.steps_done >= self.trainer.config.steps
+        return done or self.totals.reached_target or bool(self.totals.value_stop)
 
     def save(self, *, first: bool = False) -> None:
         """Copy the run's state and write it in the background. The first one is written now: a disk that refuses it

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ def update_critic(
 ) -> dict[str, float]:
     """Fit the critic to the tokens that ``loss.responses`` names. With none of them, nothing moves."""
     device, _ = placement(critic)
+    cut: dict[str, Any] = {"max_tokens": compute.micro_batch_tokens, "packed": compute.packed}
     train_N = critic_tokens(loss, batch)
     trains_S = torch.bincount(batch.row_N[train_N], minlength=batch.num_responses) > 0
     stats = Stats()
@@ -43,7 +45,7 @@ def update_critic(
         count = losses.aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
         members = member_N.sum().clamp(min=1)
         optimizer.zero_grad()
-        for micro in micro_batches(batch, member_N, rows, max_tokens=compute.micro_batch_tokens, packed=compute.packed):
+        for micro in micro_batches(batch, member_N, rows, **cut):
             values = micro_values(critic, micro)
             at = micro.index_X
             terms = losses.value_loss(
@@ -83,6 +85,7 @@ def update_policy(
     reference_N: log-probs of the initial policy on the kept tokens, needed when the KL coefficient is above zero.
     """
     device, dtype = placement(policy)
+    cut: dict[str, Any] = {"max_tokens": compute.micro_batch_tokens, "packed": compute.packed}
     if loss.old_logprobs == "behaviour":
         old_logprobs_N = batch.behaviour_N.to(old_logprobs_N.dtype)
     imitate_N = batch.positive_S[batch.row_N] if loss.lm_coef > 0 else torch.zeros_like(estimate.keep_N)
@@ -97,9 +100,7 @@ def update_policy(
         ).clamp(min=1)
         kept, positives = keep_N.sum().clamp(min=1), positive_N.sum().clamp(min=1)
         optimizer.zero_grad()
-        for micro in micro_batches(
-            batch, keep_N | positive_N, rows, max_tokens=compute.micro_batch_tokens, packed=compute.packed
-        ):
+        for micro in micro_batches(batch, keep_N | positive_N, rows, **cut):
             at, row_X = micro.index_X, batch.row_N[micro.index_X]
             logprobs, entropy = micro_scores(
                 policy,

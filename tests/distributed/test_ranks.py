@@ -49,6 +49,12 @@ def test_gradients_do_not_depend_on_the_number_of_ranks(gradient_files: dict[int
     assert {k: e for k, e in errors.items() if e > (1e-6 if k.startswith("stat.") else ROUND_OFF)} == {}
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_packed_rows_give_the_gradients_of_padded_ones(gradient_files: dict[int, Path], ranks: int) -> None:
+    errors = relative_errors(gradient_files[1] / "token-mean.safetensors", gradient_files[ranks] / "packed.safetensors")
+    assert {k: e for k, e in errors.items() if e > (1e-6 if k.startswith("stat.") else ROUND_OFF)} == {}
+
+
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("fault", ["counts", "reduction", "lost rows"])
 def test_an_average_over_one_rank_would_be_seen(gradient_files: dict[int, Path], ranks: int, fault: str) -> None:

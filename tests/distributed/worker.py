@@ -107,6 +107,7 @@ def write_gradients(out: Path) -> None:
     cases = {
         "token-mean": (small, "token-mean", True),
         "seq-mean": (small, "seq-mean-token-mean", False),
+        "packed": (Compute(micro_batch_tokens=40, logit_chunk_tokens=7, packed=True), "token-mean", True),
         "recompute": (Compute(micro_batch_tokens=1000, recompute=True), "token-mean", False),
     }
     for name, case in cases.items():
