@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.target is not None and not 0 < args.target <= 1:
             raise ConfigError("target", args.target, "a number in (0, 1]", "it is a share of problems solved")
         parts, ranks = _parts(args.stages), current()
-        chosen = rung(args.rung, parse_changes(args.changes), dry_run=args.dry_run, ranks=ranks.size)
+        chosen = rung(args.rung, parse_changes(args.changes), dry_run=args.dry_run)
         if args.data is not None and not chosen.reads_files:
             raise ConfigError("data", str(args.data), f"no --data for rung {args.rung!r}", "its problems are made")
         what = Reproduction(

@@ -46,15 +46,15 @@ class Rung:
         return isinstance(self.tppo.task, MathDataTask)
 
 
-def rung(name: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False, ranks: int = 1) -> Rung:
+def rung(name: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> Rung:
     """The rung of that name. changes: dotted fields to values, see ``_changed``. dry_run: a small random model, few and
-    short responses, three steps, for ``ranks`` processes. Raises ConfigError.
+    short responses, three steps. Raises ConfigError.
     """
     if name not in RUNGS:
         raise ConfigError("rung", name, "one of " + ", ".join(RUNGS))
     chosen = RUNGS[name]()
     if dry_run:
-        chosen = _tiny(chosen, ranks)
+        chosen = _tiny(chosen)
     for path, value in (changes or {}).items():
         chosen = _changed(chosen, path, value)
     for config in (chosen.tppo, chosen.ppo, chosen.value):
@@ -152,14 +152,16 @@ RUNGS = {
 }
 
 
-def _tiny(full: Rung, ranks: int) -> Rung:
-    """The same code path in seconds. Every rank gets responses."""
+def _tiny(full: Rung) -> Rung:
+    """The same code path in seconds. Nothing depends on the number of ranks: a run may go on with another."""
     changes: dict[str, Any] = {
-        "rollout__slots": 8 * ranks, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
-        "policy__mini_batch": 4 * ranks, "critic__mini_batch": 4 * ranks, "policy__warmup_updates": 0,
+        "rollout__slots": 16, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
+        "policy__mini_batch": 8, "critic__mini_batch": 8, "policy__warmup_updates": 0,
         "critic__warmup_updates": 0,
         # Float32: a CPU may have no fast bfloat16, and outside torchrun there are no master weights.
-        "compute": dataclasses.replace(full.tppo.compute, micro_batch_tokens=8192, logit_chunk_tokens=512, dtype="float32"),
+        "compute": dataclasses.replace(
+            full.tppo.compute, dtype="float32", micro_batch_tokens=8192, logit_chunk_tokens=512
+        ),
         "checkpoint__every": 1, "engine": "torch", "vllm": VllmOptions(max_rows=16, memory_fraction=0.2),
     }  # fmt: skip
     if full.shape:

@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
     say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
     try:
-        with contextlib.redirect_stdout(None) if rank != "0" else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if rank != "0":
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             status = _COMMANDS[known.command](known, rest)
     except (ConfigError, DataError) as error:
         print(f"{say} {error}", file=sys.stderr)

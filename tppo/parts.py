@@ -39,9 +39,9 @@ def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload]
     for name, model in (("policy", workload.policy), ("critic", workload.critic)):
         if config.compute.packed and not isinstance(model, PackedModel):
             raise ConfigError("compute.packed", True, f"False: the {name} of this task takes padded rows only")
-    for model in (workload.policy, workload.critic, workload.reference):
-        if model is not None:
-            place(model, workload, device, config.compute)
+    for each in (workload.policy, workload.critic, workload.reference):
+        if each is not None:
+            place(each, workload, device, config.compute)
     if spare is not None:  # the embedded engine's own copy is never sharded
         place(spare, workload, device, None)
     engine = open_engine(config, workload) if open_engine is not None else build_engine(config, workload, spare)

@@ -61,7 +61,7 @@ class Trainer:
         """One step of training; returns its metrics."""
         c, algorithm, clock = self.config, self.config.algorithm, PhaseClock(self.watch)
         cut: dict[str, Any] = {"max_tokens": c.compute.micro_batch_tokens, "packed": c.compute.packed}
-        score = functools.partial(
+        score: Callable[..., tuple[torch.Tensor, torch.Tensor]] = functools.partial(
             logprobs_of, temperature=c.rollout.temperature, chunk=c.compute.logit_chunk_tokens, **cut
         )
 

