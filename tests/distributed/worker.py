@@ -125,16 +125,16 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
         save_file({name: x.contiguous() for name, x in tensors.items()}, path)
 
 
-def killing(step: int, rank: int) -> AbstractContextManager[object]:
-    """SIGKILL of one rank in the middle of a step, the first time this program runs."""
+def signalling(which: signal.Signals, step: int, rank: int, recipe: str = "") -> AbstractContextManager[object]:
+    """A signal to one rank in the middle of a step (of one recipe), the first time this program runs."""
     if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
         return nullcontext()
     plain = Trainer.load_policy
 
     def load_policy(trainer: Trainer) -> None:
         plain(trainer)
-        if trainer.steps_done == step and current().rank == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.steps_done == step and current().rank == rank and recipe in ("", trainer.config.recipe):
+            os.kill(os.getpid(), which)
 
     return mock.patch.object(Trainer, "load_policy", load_policy)
 
@@ -145,7 +145,12 @@ if __name__ == "__main__":
             write_gradients(Path(out))
             leave()
         case ["killed", step, rank, *argv]:
-            with killing(int(step), int(rank)):
+            with signalling(signal.SIGKILL, int(step), int(rank)):
                 sys.exit(main(argv))
+        case ["stopped", recipe, step, *argv]:
+            from paper_repro import reproduce
+
+            with signalling(signal.SIGTERM, int(step), current().size - 1, recipe):
+                sys.exit(reproduce.main(argv))
         case other:
             sys.exit(f"unknown: {other}")

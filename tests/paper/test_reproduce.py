@@ -237,7 +237,7 @@ def test_bad_input_is_refused_before_anything_is_made(
 @pytest.mark.parametrize("name", list(RUNGS))
 @pytest.mark.parametrize("dry", [False, True])
 def test_every_rung_compares_like_with_like(name: str, dry: bool) -> None:
-    chosen = rung(name, dry_run=dry, ranks=4)
+    chosen = rung(name, dry_run=dry)
     for config in (chosen.tppo, chosen.ppo, chosen.value):
         validate(config)
     a, b = chosen.tppo, chosen.ppo
