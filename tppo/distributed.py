@@ -230,22 +230,12 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of a sharded tensor, sharing its memory; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 @torch.no_grad()
 def put(weight: torch.Tensor, value: torch.Tensor) -> None:
     """Copy a whole tensor, the same on every rank, into a weight that may be sharded."""
     if isinstance(weight, DTensor):
         value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
     weight.copy_(value)
-
-
-def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether each rank holds a part of it."""
-    return isinstance(tensor, DTensor)
 
 
 def full_weights(

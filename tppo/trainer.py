@@ -6,7 +6,6 @@ Departures from the authors' port of T-PPO are listed in ``tppo.algorithms.tppo`
 from __future__ import annotations
 
 import functools
-from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from tppo.config import RunConfig
 from tppo.distributed import current, full_weights
 from tppo.engines.base import Engine, Sampling
 from tppo.engines.probe import probe
+from tppo.engines.sharded import ShardedEngine
 from tppo.estimate import critic_tokens, estimate_advantages, value_targets
 from tppo.evaluate import EvalResult, evaluate
 from tppo.finite import check_finite
@@ -80,7 +80,7 @@ class Trainer:
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
             values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **cut)
             check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
-            stored_N = self._store_values(batch, values_N)
+            stored_N = self.window.store_values(batch.offsets, values_N)
             values_N = values_N if recompute else stored_N
         estimate = estimate_advantages(
             algorithm, batch, values_N, cut_S, window=c.window, max_length=c.rollout.max_response_tokens
@@ -109,6 +109,7 @@ class Trainer:
             **rollout_metrics(responses, batch),
             **critic_metrics(batch, stored_N, values_N, cut_S, gamma=algorithm.advantage.gamma),
             **policy_metrics(batch, estimate, scored_N, old_N, entropy_N, self.version),
+            **(self.engine.idle() if isinstance(self.engine, ShardedEngine) else {}),
             **critic_stats,
         }
         if trains:
@@ -150,11 +151,3 @@ class Trainer:
         """Held-out evaluation of the policy as it is now."""
         self.load_policy()
         return evaluate(self.workload, self.engine, self.grader, self.config)
-
-    def _store_values(self, batch: TokenBatch, values_N: torch.Tensor) -> torch.Tensor:
-        """Keep this window's values with their responses; return the stored values of all tokens."""
-        for i, response in enumerate(self.window.in_flight):
-            first, last = batch.offsets[i] + response.start, batch.offsets[i + 1]
-            response.values.extend(values_N[first:last].tolist())
-        stored = array("d", (v for r in self.window.in_flight for v in r.values))
-        return torch.tensor(stored, dtype=values_N.dtype)

@@ -153,7 +153,10 @@ class TokenBatch:
         row = torch.repeat_interleave(torch.arange(len(responses)), lengths)
         return TokenBatch(
             uids_S=tuple(r.uid for r in responses),
-            sequences=tuple(torch.tensor([*r.prompt.tokens, *r.tokens], dtype=torch.int64) for r in responses),
+            sequences=tuple(
+                torch.from_numpy(np.concatenate([np.array(r.prompt.tokens, dtype=np.int64), np.asarray(r.tokens)]))
+                for r in responses
+            ),
             prompt_lengths_S=torch.tensor([len(r.prompt.tokens) for r in responses], dtype=torch.int64),
             lengths_S=lengths,
             offsets=offsets,

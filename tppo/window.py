@@ -9,6 +9,10 @@ With a window at least as long as the cap every response finishes in its step an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import overload
+
+import numpy as np
+import torch
 
 from tppo.engines.base import Continuation, GenerationRequest
 from tppo.errors import DataError, EngineError
@@ -58,17 +62,9 @@ class SlotWindow:
         self.next_uid += self.group_size
         return [Response(uid=uid, group=group, prompt=prompt) for uid in uids]
 
-    def requests(self) -> list[GenerationRequest]:
+    def requests(self) -> Requests:
         """What the engine is asked for: at most a window each, never past the cap."""
-        return [
-            GenerationRequest(
-                uid=r.uid,
-                tokens=(*r.prompt.tokens, *r.tokens),
-                position=len(r.tokens),
-                max_new_tokens=min(self.window, self.max_response_tokens - len(r.tokens)),
-            )
-            for r in self.in_flight
-        ]
+        return Requests(self)
 
     def extend(self, continuations: Sequence[Continuation], version: int) -> None:
         """Append what the engine sampled with policy ``version`` and set each response's status.
@@ -96,8 +92,47 @@ class SlotWindow:
             elif len(response.tokens) >= self.max_response_tokens:
                 response.status = Status.LENGTH
 
+    def store_values(self, offsets: torch.Tensor, values_N: torch.Tensor) -> torch.Tensor:
+        """Keep this window's values with their responses; return the stored values of all tokens [N].
+
+        offsets, values_N: of the batch of the responses in flight.
+        """
+        ends = offsets.tolist()
+        values = values_N.double().numpy()
+        for i, response in enumerate(self.in_flight):
+            response.values.frombytes(values[ends[i] + response.start : ends[i + 1]].tobytes())
+        return torch.from_numpy(np.concatenate([np.asarray(r.values) for r in self.in_flight])).to(values_N.dtype)
+
     def retire(self) -> list[Response]:
         """Free the slots of finished responses and return these. Every unfinished response keeps its slot."""
         finished = [r for r in self.in_flight if r.status.finished]
         self.in_flight = [r for r in self.in_flight if not r.status.finished]
         return finished
+
+
+class Requests(Sequence[GenerationRequest]):
+    """The requests of a window, each made when it is looked at: of several engines each makes its own share only."""
+
+    def __init__(self, window: SlotWindow) -> None:
+        self._window = window
+
+    def __len__(self) -> int:
+        return len(self._window.in_flight)
+
+    @overload
+    def __getitem__(self, at: int) -> GenerationRequest: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[GenerationRequest]: ...
+    def __getitem__(self, at: int | slice) -> GenerationRequest | list[GenerationRequest]:
+        """One request, or a list of some."""
+        chosen = self._window.in_flight[at]
+        return [self._request(r) for r in chosen] if isinstance(chosen, list) else self._request(chosen)
+
+    def _request(self, r: Response) -> GenerationRequest:
+        w = self._window
+        return GenerationRequest(
+            uid=r.uid,
+            tokens=(*r.prompt.tokens, *r.tokens),
+            position=len(r.tokens),
+            max_new_tokens=min(w.window, w.max_response_tokens - len(r.tokens)),
+        )

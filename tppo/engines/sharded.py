@@ -66,6 +66,11 @@ class ShardedEngine:
         """By this rank's engine."""
         return self.engine.score(tokens, first)
 
+    def idle(self) -> dict[str, float]:
+        """Share of the last call that the average replica waited for the slowest, for the metrics."""
+        slowest = max(self.busy, default=0.0)
+        return {"generate_idle": 1 - sum(self.busy) / (len(self.busy) * slowest)} if slowest else {}
+
     def close(self) -> None:
         """Close this rank's engine."""
         self.engine.close()

@@ -54,6 +54,7 @@ class TorchEngine:
     ) -> list[Continuation]:
         """Continue every request by at most its budget. Keys and values live for this call only."""
         answers: dict[int, Continuation] = {}
+        requests = list(requests)
         for request in requests:
             if not request.tokens or request.max_new_tokens < 1:
                 raise EngineError(f"request {request.uid}: needs at least one context token and a budget of one")

@@ -99,6 +99,8 @@ class VllmEngine:
         named = ((name, tensor.detach()) for name, tensor in named_tensors)
         with _death_is_told():
             if self._asleep:
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()  # what training used is free, but still held by torch
                 self.llm.wake_up(tags=["weights"])
             if self._own_process:
                 self._load_through_files(named)
@@ -134,6 +136,7 @@ class VllmEngine:
 
         With the option ``sleep`` the engine then gives its memory back, and generates again only after a load.
         """
+        requests = list(requests)
         params = [
             self._sampling_params(
                 temperature=sampling.temperature,

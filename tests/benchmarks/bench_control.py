@@ -1,0 +1,74 @@
+"""What every rank does for itself in a step, beside models and engine, at the paper's scale.
+
+    python tests/benchmarks/bench_control.py [slots] [mean length]
+
+Each rank holds all responses in flight (`tppo.distributed`), so this time and memory does not shrink with more ranks.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from array import array
+
+import numpy as np
+import torch
+
+from tppo.algorithms import tppo
+from tppo.estimate import estimate_advantages, value_targets
+from tppo.model_call import deal
+from tppo.types import Prompt, Response, Status, TokenBatch
+from tppo.window import SlotWindow
+
+WINDOW, CAP = 8192, 24576
+
+
+def responses(slots: int, mean: int) -> list[Response]:
+    """Log-normal lengths, cut at the cap; a window of it is new."""
+    rng = np.random.default_rng(0)
+    out = []
+    prompt = Prompt("p", tuple(range(200)))
+    for uid, length in enumerate(np.minimum(rng.lognormal(np.log(mean), 0.9, slots), CAP).astype(int) + 1):
+        start = length // WINDOW * WINDOW if length % WINDOW else length - WINDOW
+        r = Response(uid=uid, group=uid // 16, prompt=prompt, window_starts=[int(start)])
+        r.tokens = array("q", rng.integers(0, 152_000, length).tobytes())
+        r.logprobs = array("d", rng.random(length).tobytes())
+        r.values = array("d", rng.random(start).tobytes())
+        r.versions = array("q", bytes(8 * length))
+        r.status = Status.EOS if uid % 3 else Status.UNFINISHED
+        r.reward = 1.0 if uid % 3 else None
+        out.append(r)
+    return out
+
+
+def main(slots: int, mean: int) -> None:
+    """Print seconds of each part, and the memory they took."""
+    held = responses(slots, mean)
+    window = SlotWindow(lambda i: held[0].prompt, slots=slots, group_size=16, window=WINDOW, max_response_tokens=CAP)
+    window.in_flight = held
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    total = sum(len(r.tokens) for r in held)
+    print(f"{slots} responses, {total:,} tokens in flight; the responses themselves take {before / 2**20:.1f} GiB")
+
+    def timed(name: str, work):  # type: ignore[no-untyped-def]
+        began = time.perf_counter()
+        result = work()
+        print(f"{name:<28} {time.perf_counter() - began:7.2f} s")
+        return result
+
+    algorithm = tppo(WINDOW)
+    timed("a 64th of the requests", lambda: window.requests()[::64])
+    batch = timed("TokenBatch.of", lambda: TokenBatch.of(held))
+    values = torch.rand(total)
+    timed("keep values", lambda: window.store_values(batch.offsets, values))
+    cut = torch.rand(slots)
+    timed("advantages", lambda: estimate_advantages(algorithm, batch, values, cut, window=WINDOW, max_length=CAP))
+    timed("value targets", lambda: value_targets(algorithm, batch, values, cut))
+    timed("deal micro-batches", lambda: deal(sorted(batch.lengths_S.tolist()), 32768, 64))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"peak above the responses: {(peak - before) / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main(int((sys.argv[1:] or ["8192"])[0]), int((sys.argv[2:] or ["4000"])[0]))
