@@ -33,6 +33,8 @@ PYTHON=${PYTHON:-python}                        # Of an environment with 'tppo[v
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}    # Threads of each of the GPUS processes of a node, on the CPU.
 export HF_HOME=${HF_HOME:-$OUT/hub}             # Downloaded models; shared, so that one node downloads for all.
 export TPPO_CACHE=${TPPO_CACHE:-$OUT/cache}     # What this package makes once.
+# A restart must not find the addresses of dead processes in torchrun's store.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # vLLM's sleep mode has an allocator of its own, which expandable segments of torch exclude.
 unset PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF
 
