@@ -84,15 +84,20 @@ class VllmEngine:
                 return
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Load weights in place under their Hugging Face names, the output layer included even where it is tied."""
-        named = [(name, tensor.detach()) for name, tensor in named_tensors]
+        """Load weights in place under their Hugging Face names, the output layer included even where it is tied.
+
+        One at a time: a list of whole weights would not fit beside the trainer's shards of a large model.
+        """
+        named = ((name, tensor.detach()) for name, tensor in named_tensors)
         with _death_is_told():
             if self._asleep:
+                if torch.cuda.is_available():  # PyTorch keeps what training freed; vLLM wakes in what the GPU has left
+                    torch.cuda.empty_cache()
                 self.llm.wake_up(tags=["weights"])
             if self._own_process:
                 self._load_through_files(named)
             else:
-                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named)})
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named})
             if self._asleep:  # the cache comes last: beside it there might be no room to load
                 self.llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
@@ -102,7 +107,7 @@ class VllmEngine:
             raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
         self.version = version
 
-    def _load_through_files(self, named: list[tuple[str, torch.Tensor]]) -> None:
+    def _load_through_files(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Through a folder in memory where there is one, written and read as safetensors."""
         from safetensors.torch import save_file
 
