@@ -18,22 +18,15 @@ def predict(question: TimeQuestion) -> TimeAnswer:
     config, shape = question.config, question.shape
     cap = config.rollout.max_response_tokens
     efficiency = Efficiency(kv_memory=config.vllm.memory_fraction, recompute=float(config.compute.recompute))
-    try:
-        cluster = Cluster(
-            _profile(question),
-            HARDWARE[question.gpu],
-            question.gpus,
-            config.vllm.tensor_parallel if config.engine == "vllm" else 1,
-            efficiency,
-        )
-    except ValueError as error:
-        raise ConfigError(
-            "vllm.tensor_parallel", config.vllm.tensor_parallel, "a model that fits", str(error)
-        ) from None
     lengths = Lengths.log_normal(question.median, question.sigma, cap)
     task = Task(lengths, config.rollout.slots, question.prompt)
     schedule = PPO() if config.window >= cap else TPPO(config.window, config.algorithm.filter.ignore_last)
-    report = simulate(schedule, task, Machine.of(cluster, max_rows=question.rows), steps=STEPS, seed=config.seed)
+    parallel = config.vllm.tensor_parallel if config.engine == "vllm" else 1
+    try:
+        cluster = Cluster(_profile(question), HARDWARE[question.gpu], question.gpus, parallel, efficiency)
+        report = simulate(schedule, task, Machine.of(cluster, max_rows=question.rows), steps=STEPS, seed=config.seed)
+    except ValueError as error:  # no room for the weights, or for one response
+        raise ConfigError("vllm.tensor_parallel", parallel, "a model and a response that fit", str(error)) from None
     phases = dict(report.phases)
     phases["update_policy"] *= config.policy.epochs
     phases["update_critic"] *= config.critic.epochs

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,7 +108,8 @@ def make_plan(config: RunConfig, options: Options) -> Plan:
         question = TimeQuestion(
             config, shape.config, shape.prompt_tokens, options.gpus, name, median, options.sigma, rows
         )
-        time = predict(question)
+        with contextlib.suppress(ConfigError):  # its own view of the memory is coarser: what fits is decided here
+            time = predict(question)
     numbers = sizes(shape.config).numbers
     plan = Plan(
         config=config,
@@ -212,6 +215,7 @@ def _remedy(
         return _budget(a.config, shape, a.gpus, found, memory, options)
 
     def verify(a: Arrangement) -> Budget:
+        print(f"tppo plan: checking {' '.join(a.flags)}", file=sys.stderr, flush=True)
         other = job_of(a.config, shape, a.gpus)
         same = replace(other, compute=replace(other.compute, cpu_offload=job.compute.cpu_offload)) == job
         return _budget(a.config, shape, a.gpus, figures if same else track(other), memory, options)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from tppo.algorithms.base import PolicyLoss, ValueTarget
 from tppo.config import Compute, Optimizer
@@ -120,7 +121,10 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
     pretend(job.ranks)
     out = {}
     cpu = torch.device("cpu")
-    with FakeTensorMode():
+    # transformers looks at the positions for several sequences in one row. Fake ones have no values, so it would play
+    # safe and make a mask of every pair of positions, which no run makes: a row here is one sequence.
+    whole_rows = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+    with whole_rows, FakeTensorMode():
         with torch.device("meta"):
             models = [AutoModelForCausalLM.from_config(job.shape, dtype=torch.float32) for _ in range(2)]
         pair = as_policy_and_critic(models[0], models[1], recompute=job.compute.recompute)
