@@ -145,6 +145,7 @@ def test_largest_micro_batch() -> None:
         assert job.needed == job.rows * (job.width - 1)
     only_window = config.with_values(algorithm__policy_loss__lm_coef=0.0)
     assert job_of(only_window, shape, 64).needed == 2 * 8192
+    assert job_of(big(compute__cpu_offload=True), shape, 64) == job_of(big(), shape, 64)
 
 
 FIGURES = {
@@ -202,6 +203,9 @@ def test_room_of_the_engine() -> None:
     assert found.rows == cache // (2 * 64 * 128 * 2 * 25600)
     assert found.training == 0
     assert engine(config.with_values(vllm__tensor_parallel=1)).rows == 0  # 61 GiB of weights in 40
+    sixteen = big(vllm__memory_fraction=0.5, vllm__tensor_parallel=16)  # eight heads: each is on two GPUs
+    assert "keys and values 32 KiB a token" in engine(sixteen).note
+    assert "keys and values 32 KiB a token" in found.note
     embedded = engine(config.with_values(engine="torch"))
     assert embedded.weights == m.parameters * 4
     assert embedded.cache == 2 * 64 * 8 * 128 * 4 * 16 * (1024 + 24576)  # 1,024 slots among 64 ranks

@@ -79,6 +79,8 @@ def test_plan_of_a_small_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--vllm.tensor-parallel", "2"], "9 attention heads"),
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--vllm.own-process"], "vllm.own_process = True"),
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--task.model", "a/b"], "task.model = 'a/b'"),
+        (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--vllm.max-model-tokens", "99"], "at least 192"),
+        (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--rollout.max-response-tokens", "9000"], "8064: "),
         (["plan"], "recipe = None"),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import math
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tppo.errors import ConfigError
 
@@ -95,7 +95,7 @@ def make_plan(config: RunConfig, options: Options) -> Plan:
         raise ConfigError(
             "recipe", config.recipe, "a recipe with a transformer", "a table of logits needs no plan: it fits anywhere"
         )
-    check(config, options, shape.config)
+    check(config, options, shape)
     memory = GPUS[name] if options.memory is None else int(options.memory * GIB)
     job = job_of(config, shape, options.gpus)
     figures = track(job)
@@ -136,7 +136,7 @@ def make_plan(config: RunConfig, options: Options) -> Plan:
     return replace(plan, remedy=_remedy(config, options, shape, job, figures, memory))
 
 
-def check(config: RunConfig, options: Options, shape: Any) -> None:
+def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
     """What depends on the launch. Raises ConfigError."""
     gpus, parallel = options.gpus, config.vllm.tensor_parallel
     if gpus < 1:
@@ -146,14 +146,24 @@ def check(config: RunConfig, options: Options, shape: Any) -> None:
             raise ConfigError(name, value, "a number in (0, inf)")
     if not 0 <= options.reserve < math.inf:
         raise ConfigError("reserve", options.reserve, "a number in [0, inf) [GiB]")
+    longest = shape.prompt_tokens + config.rollout.max_response_tokens
+    positions = getattr(shape.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            "rollout.max_response_tokens",
+            config.rollout.max_response_tokens,
+            f"at most {positions - shape.prompt_tokens}: the model's {positions} positions less the longest prompt",
+        )
     if config.engine != "vllm":
         return
+    room = config.vllm.max_model_tokens
+    if room is not None and longest > room:
+        raise ConfigError("vllm.max_model_tokens", room, f"at least {longest}, the longest prompt and response")
     if gpus % parallel:
         raise ConfigError("gpus", gpus, f"a multiple of vllm.tensor_parallel ({parallel})", "or change that one")
-    if shape.num_attention_heads % parallel:
-        raise ConfigError(
-            "vllm.tensor_parallel", parallel, f"a divisor of the model's {shape.num_attention_heads} attention heads"
-        )
+    heads = shape.config.num_attention_heads
+    if heads % parallel:
+        raise ConfigError("vllm.tensor_parallel", parallel, f"a divisor of the model's {heads} attention heads")
     if config.vllm.own_process:
         raise ConfigError(
             "vllm.own_process", True, "False under torchrun", "engines live in the ranks' processes there"
@@ -163,7 +173,8 @@ def check(config: RunConfig, options: Options, shape: Any) -> None:
 def job_of(config: RunConfig, shape: ModelShape, gpus: int) -> Job:
     """The largest micro-batch: as many tokens as allowed, in rows no longer than the longest, at least one of those.
 
-    Every position behind the first may train where positive responses are imitated; else a window of each row.
+    Every position behind the first may train where positive responses are imitated; else a window of each row. Where
+    shards lie changes no size, so a job never offloads.
     """
     from tppo.plan.track import Job
 
@@ -180,7 +191,7 @@ def job_of(config: RunConfig, shape: ModelShape, gpus: int) -> Job:
         rows=rows,
         width=width,
         needed=rows * each,
-        compute=compute,
+        compute=replace(compute, cpu_offload=False),
         policy=config.policy,
         critic=config.critic,
         policy_loss=a.policy_loss,
@@ -217,8 +228,7 @@ def _remedy(
     def verify(a: Arrangement) -> Budget:
         print(f"tppo plan: checking {' '.join(a.flags)}", file=sys.stderr, flush=True)
         other = job_of(a.config, shape, a.gpus)
-        same = replace(other, compute=replace(other.compute, cpu_offload=job.compute.cpu_offload)) == job
-        return _budget(a.config, shape, a.gpus, figures if same else track(other), memory, options)
+        return _budget(a.config, shape, a.gpus, figures if other == job else track(other), memory, options)
 
     heads = (shape.config.num_attention_heads, getattr(shape.config, "num_key_value_heads", 0) or 1)
     longest = shape.prompt_tokens + config.rollout.max_response_tokens

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from array import array
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def engine_memory(
     plan = MemoryPlan(
         allowed=int(memory * options.memory_fraction) - WORKSPACE,
         weights=sizes.numbers * width // share,
-        per_token=2 * sizes.layers * math.ceil(sizes.keys * width / share),
+        per_token=2 * sizes.layers * max(sizes.head, sizes.keys // share) * width,  # a head is never split
         tokens=options.max_model_tokens or positions,
         rows=options.max_rows,
     )

@@ -18,7 +18,9 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of a model. block: of one layer. root: of everything else. largest: of its largest weight."""
+    """Numbers of a model. query, keys: width of all attention heads together, and of those of the keys. head: of one.
+    block: parameters of one layer. root: of everything else. largest: of the largest weight.
+    """
 
     layers: int
     hidden: int
@@ -26,6 +28,7 @@ class Sizes:
     vocab: int
     query: int
     keys: int
+    head: int
     block: int
     root: int
     largest: int
@@ -46,8 +49,8 @@ def sizes(config: Any, *, critic: bool = False) -> Sizes:
     table = config.vocab_size * d
     head = d + 1 if critic else (0 if config.tie_word_embeddings else table)
     block = 2 * d * query + 2 * d * keys + 3 * d * i + bias + 2 * d
-    largest = max(table, d * i, d * query)
-    return Sizes(config.num_hidden_layers, d, i, config.vocab_size, query, keys, block, table + head + d, largest)
+    rest, largest = table + head + d, max(table, d * i, d * query)
+    return Sizes(config.num_hidden_layers, d, i, config.vocab_size, query, keys, dim, block, rest, largest)
 
 
 def estimate(job: Job, name: str) -> Figures:
