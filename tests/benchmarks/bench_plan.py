@@ -241,7 +241,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "Limits: two ranks and no GPU. A GPU's allocator rounds and fragments, and contexts and NCCL take memory that "
         "is no tensor: `tppo plan` sets `--reserve` aside for these, and nothing here measures whether that is enough. "
         "On a CPU, AdamW updates one weight at a time; on a GPU many at once, which the plan counts there and not "
-        "here. In bfloat16 a rank held 15 to 38 MiB more than planned, which was not traced. Gloo stages what it sends in buffers of its own, which the plan does not count.",
+        "here. In bfloat16 a rank held 15 to 38 MiB more than planned, which was not traced. Gloo stages what it "
+        "sends in buffers of its own, which the plan does not count.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tppo.config import RunConfig
 from tppo.plan.budget import Budget
@@ -66,7 +67,7 @@ def nearest(
     return None
 
 
-Change = tuple[float, dict[str, object]]
+Change = tuple[float, dict[str, Any]]
 
 
 def _sleep(config: RunConfig) -> Iterator[Change]:
@@ -120,7 +121,7 @@ def _more(gpus: int) -> Iterator[Change]:
         times *= 2
 
 
-def _flags(values: dict[str, object], many: int, gpus: int) -> Iterator[str]:
+def _flags(values: dict[str, Any], many: int, gpus: int) -> Iterator[str]:
     if many != gpus:
         yield f"--gpus {many}"
     for name, value in values.items():
