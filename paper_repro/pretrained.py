@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
+from typing import Any
 
 from paper_repro.cache import cached_folder
+from paper_repro.shapes import POSITIONS, qwen2_config
 from paper_repro.shrunken import PREFIX, shrunken_folder
+from sim.clock_profiles import MODELS
 from tppo.errors import ConfigError
 
 SMOLLM2 = "smollm2-135m"
@@ -39,6 +42,41 @@ def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = str(error).strip().splitlines()[0]
         raise ConfigError("model", name, "a folder, or a model that the hub gives", said) from None
+
+
+def model_shape(name: str) -> Any:
+    """The transformers configuration of a model without its weights, and without a download.
+
+    name: a local folder, ``smollm2-135m``, or a name on the hub whose last part is known here, such as
+    ``Qwen/Qwen2.5-32B``. Raises ConfigError for another one.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    if name and (folder := Path(name).expanduser()).is_dir():
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise ConfigError("task.model", name, "a folder with a config.json that transformers knows", said) from None
+    if name == SMOLLM2:
+        m = MODELS["SmolLM2-135M"]
+        return LlamaConfig(
+            vocab_size=m.vocab,
+            hidden_size=m.hidden,
+            intermediate_size=m.intermediate,
+            num_hidden_layers=m.layers,
+            num_attention_heads=m.heads,
+            num_key_value_heads=m.kv_heads,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            tie_word_embeddings=m.tied,
+        )
+    short = name.rpartition("/")[2]
+    if short not in POSITIONS:
+        known = ", ".join([SMOLLM2, *POSITIONS])
+        raise ConfigError("task.model", name, f"a local folder, or one of {known}", "download it, then name its folder")
+    return qwen2_config(short)
 
 
 def smollm2_folder(*, cache_dir: str | Path | None = None) -> Path:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from paper_repro.pretrained import SMOLLM2, model_folder
+from paper_repro.pretrained import SMOLLM2, model_folder, model_shape
 from paper_repro.word_problems import WordProblems
-from tppo.config import RunConfig, TaskConfig
+from tppo.config import ModelShape, RunConfig, TaskConfig
 from tppo.data import PromptStream, check_overlap, load_problems, to_prompts
 from tppo.errors import ConfigError
 from tppo.sources import SLOT, DataSource, Policy, aime_2024, dapo_math_17k
@@ -129,6 +129,10 @@ class PretrainedTask(TaskConfig):
                 room,
                 f"at least {needed}: task.max_prompt_tokens and rollout.max_response_tokens together",
             )
+
+    def shape(self) -> ModelShape:
+        """Without a download: of a folder, or of a name that is known here."""
+        return ModelShape(model_shape(self.model), self.max_prompt_tokens)
 
     def _check_room(self, config: RunConfig, positions: int | None) -> None:
         cap = config.rollout.max_response_tokens

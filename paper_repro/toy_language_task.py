@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from paper_repro.base_model import BaseModelConfig, base_model
+from paper_repro.base_model import BaseModelConfig, base_model, qwen2_config
 from sim import language
 from sim.language.tokenizer import LETTERS
-from tppo.config import RunConfig, TaskConfig
+from tppo.config import ModelShape, RunConfig, TaskConfig
 from tppo.errors import ConfigError
 from tppo.types import Prompt
 from tppo.workload import Workload
@@ -70,3 +70,7 @@ class ToyLanguageTask(TaskConfig):
                 cap,
                 f"at most {room}: task.base.max_positions less the longest prompt ({LONGEST_PROMPT} tokens)",
             )
+
+    def shape(self) -> ModelShape:
+        """Of the base model, which need not have been made for it."""
+        return ModelShape(qwen2_config(self.base), LONGEST_PROMPT)

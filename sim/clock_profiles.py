@@ -48,6 +48,10 @@ HARDWARE = {
             "H200", 989.4e12, 4.8e12, 141e9, 900e9,
             "NVIDIA H200 Tensor Core GPU data sheet, SXM5",
         ),
+        Hardware(
+            "A100", 312e12, 2.039e12, 80e9, 600e9,
+            "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM (624 Tflop/s bf16 with sparsity)",
+        ),
     )
 }  # fmt: skip
 

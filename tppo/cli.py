@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.plan.command import add_arguments
 
 if TYPE_CHECKING:
     from tppo.config import RunConfig
@@ -25,6 +26,7 @@ _EPILOG = """examples:
   tppo eval runs/toy-language --evaluation.problems 2000
   tppo export runs/a model                       the newest checkpoint's policy as a Hugging Face folder
   tppo replay tokens --checkpoint runs/a/checkpoints/step-00000020
+  tppo plan smollm2-135m --gpus 2 --gpu h100     memory, time and whether it fits, before a launch
   tppo study bias                                a question answered: data, figure, findings
   tppo study all --jobs 2                        every study, and one page of them
 """
@@ -61,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     replay.add_argument("dump", type=Path, help="what 'tppo train --dump-rollouts' wrote")
     replay.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint: where the first step begins")
     replay.add_argument("--steps", type=int, default=1, help="steps to train, of those dumped after it")
+    usage = _usage("plan RECIPE --gpus N --gpu NAME [options]")
+    add_arguments(commands.add_parser("plan", help="memory and time before a launch", add_help=False, usage=usage))
     study = commands.add_parser("study", help="run a study, or all of them", description=_STUDY)
     study.add_argument("name", nargs="?", metavar="NAME", help="a study, 'all' or 'list'")
     study.add_argument("--out", type=Path, help="folder; default runs/studies/NAME, for 'all' runs/studies")
@@ -270,6 +274,15 @@ def _show(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _plan(known: argparse.Namespace, rest: list[str]) -> int:
+    from tppo.plan.command import command, print_help
+
+    if known.recipe is None and {"-h", "--help"} & set(rest):
+        print_help()
+        return 0
+    return command(known, _configure(known.recipe, rest, "plan"))
+
+
 def _study(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.study_command import study
 
@@ -283,5 +296,6 @@ _COMMANDS = {
     "replay": _replay,
     "recipes": _recipes,
     "show": _show,
+    "plan": _plan,
     "study": _study,
 }

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """What a plan must know of a task. config: of transformers, for a causal language model. prompt_tokens: longest."""
+
+    config: Any
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
 class TaskConfig:
     """What is learned. A recipe brings its own subclass; building it loads models and data."""
 
@@ -24,6 +32,10 @@ class TaskConfig:
 
     def validate(self, config: RunConfig) -> None:
         """Checks that need more than one field. Raises ConfigError."""
+
+    def shape(self) -> ModelShape | None:
+        """The model without its weights, for ``tppo plan``; None where there is no transformer to plan."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, *, joined: bool = False) -> None:
         self.rank, self.size, self.local, self.joined = rank, size, local, joined
         # Python objects and CPU tensors travel here, whatever the accelerators use.
-        self.group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if joined else None
+        backend = "fake" if joined and pretended() else "gloo"
+        self.group = dist.new_group(backend=backend, timeout=_TIMEOUT) if joined else None
 
     @functools.cached_property
     def background(self) -> Ranks:
@@ -151,6 +152,8 @@ def _like(error: BaseException, rank: int) -> tuple[type[TPPOError], tuple[Any, 
 @functools.cache
 def current() -> Ranks:
     """The ranks of this process. The first call joins the others if ``torchrun`` started it."""
+    if pretended():
+        return Ranks(0, dist.get_world_size(), joined=True)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks()
     local = int(os.environ["LOCAL_RANK"])
@@ -184,10 +187,37 @@ def _meeting_point() -> dict[str, Any]:
     return {}
 
 
+def pretend(size: int) -> None:
+    """Be rank 0 of ``size`` ranks that do not exist, until `leave`: models are sharded as among so many, collectives
+    return at once and move nothing. For planning, in a process of its own. Raises RuntimeError beside real ranks.
+    """
+    if dist.is_initialized():
+        raise RuntimeError("pretend: this process has joined other ranks already; expected a process of its own")
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    current.cache_clear()
+    _mesh.cache_clear()
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    _mesh("cpu", size)  # made now, of real numbers: under fake tensors there are none
+
+
+def pretended() -> bool:
+    """Whether the other ranks are those of `pretend`."""
+    return dist.is_initialized() and dist.get_backend() == "fake"
+
+
+def memory_tracker(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    """PyTorch's account of the memory of a sharded model, by part; a context manager around one training step."""
+    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+
+    return FSDPMemTracker(model, optimizer)
+
+
 def leave() -> None:
     """Part from the others, at the end of the program."""
     if dist.is_initialized():
         current.cache_clear()
+        _mesh.cache_clear()
         dist.destroy_process_group()
 
 

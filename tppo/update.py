@@ -61,6 +61,7 @@ def update_critic(
             stats.add("critic_loss", total.detach())
             stats.add("value_clip_fraction", terms.clipped_N.sum().cpu() / members)
         stats.whole("critic_grad_norm", optimizer.step(name="critic", step=step))
+        optimizer.zero_grad()  # nobody reads them: their memory is the engine's until the next update
         stats.updates += 1
     return {"critic_updates": stats.updates, **stats.per_update()}
 
@@ -150,6 +151,7 @@ def update_policy(
             total.backward()
             _ratio_stats(stats, terms, logprobs.detach(), old_logprobs_N[at].to(device), keep_X, kept)
         stats.whole("policy_grad_norm", optimizer.step(name="policy", step=step))
+        optimizer.zero_grad()  # nobody reads them: their memory is the engine's until the next update
         stats.updates += 1
     return {"policy_updates": stats.updates, **stats.per_update()}
 

@@ -97,9 +97,14 @@ def empty_causal_lm(folder: Path) -> Any:
 
 def policy_and_critic(folder: Path, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
     """Both from the same folder, on the "meta" device. recompute: activations again in the backward pass."""
+    return as_policy_and_critic(empty_causal_lm(folder), empty_causal_lm(folder), recompute=recompute)
+
+
+def as_policy_and_critic(one: Any, other: Any, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
+    """A policy of one causal language model, and a critic of the body of another."""
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
 
-    models = [empty_causal_lm(folder), empty_causal_lm(folder).base_model]
+    models = [one, other.base_model]
     if recompute:
         for model in models:
             model.gradient_checkpointing_enable({"use_reentrant": False})

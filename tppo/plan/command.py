@@ -1,0 +1,236 @@
+"""`tppo plan`: from a recipe and a number of GPUs to a plan, or to the nearest one that fits."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tppo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tppo.config import ModelShape, RunConfig
+    from tppo.plan.budget import Budget
+    from tppo.plan.report import Plan
+    from tppo.plan.search import Arrangement
+    from tppo.plan.track import Figures, Job
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Options:
+    """gpu: a name of ``tppo.plan.gpus``. memory: of one GPU in GiB, None is the data sheet's. reserve: GiB of each GPU
+    for what is no tensor. median, sigma: of response lengths; median None is a quarter of the cap [tokens].
+    """
+
+    gpus: int
+    gpu: str
+    memory: float | None = None
+    reserve: float = 4.0
+    median: float | None = None
+    sigma: float = 0.8
+    search: bool = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of the command line; everything else on it is a field of the recipe."""
+    parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--gpus", type=int, help="ranks, one a GPU")
+    parser.add_argument("--gpu", help="h800, h100, h200 or a100 (80 GB)")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one GPU; default: its data sheet's")
+    parser.add_argument("--reserve", type=float, default=4.0, metavar="GIB", help="for what is no tensor (default 4)")
+    parser.add_argument("--median", type=float, metavar="TOKENS", help="of response lengths; default: a quarter of cap")
+    parser.add_argument("--sigma", type=float, default=0.8, help="of the logarithm of response lengths (default 0.8)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
+    parser.add_argument("--no-search", action="store_true", help="do not look for an arrangement that fits")
+
+
+def print_help() -> None:
+    """The options of the command, without the fields of a recipe."""
+    parser = argparse.ArgumentParser(
+        "tppo plan", add_help=False, usage="tppo plan RECIPE [options] [--any.field value]"
+    )
+    add_arguments(parser)
+    parser.print_help()
+    print("\nfields of a recipe: tppo plan RECIPE --help")
+
+
+def command(known: argparse.Namespace, config: RunConfig) -> int:
+    """Print the plan; 0 if it fits and 2 if not. Raises ConfigError."""
+    from tppo.plan.report import as_json, text
+
+    for name in ("gpus", "gpu"):
+        if getattr(known, name) is None:
+            raise ConfigError(name, None, "a value: tppo plan RECIPE --gpus N --gpu NAME", "for example --gpu h800")
+    options = Options(
+        known.gpus, known.gpu, known.gpu_memory, known.reserve, known.median, known.sigma, not known.no_search
+    )
+    if known.json is not None and not known.json.absolute().parent.is_dir():
+        raise ConfigError("json", str(known.json), "a file in an existing folder")
+    plan = make_plan(config, options)
+    print(text(plan))
+    if known.json is not None:
+        known.json.write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
+    return 0 if plan.tracked.fits else 2
+
+
+def make_plan(config: RunConfig, options: Options) -> Plan:
+    """Track, price, and search if it does not fit. Raises ConfigError for what cannot be planned."""
+    from tppo.plan.clock import TimeQuestion, predict
+    from tppo.plan.engine import WORKSPACE, host_memory
+    from tppo.plan.formula import estimate, sizes
+    from tppo.plan.gpus import GPUS, gpu_name
+    from tppo.plan.report import Plan
+    from tppo.plan.track import count, track
+
+    name = gpu_name(options.gpu)
+    shape = config.task.shape()
+    if shape is None:
+        raise ConfigError(
+            "recipe", config.recipe, "a recipe with a transformer", "a table of logits needs no plan: it fits anywhere"
+        )
+    check(config, options, shape)
+    memory = GPUS[name] if options.memory is None else int(options.memory * GIB)
+    job = job_of(config, shape, options.gpus)
+    figures = track(job)
+    tracked = _budget(config, shape, options.gpus, figures, memory, options)
+    by_formula = {model: estimate(job, model) for model in figures}
+    median = options.median or config.rollout.max_response_tokens / 4
+    time = None
+    if tracked.engine.rows >= 1:
+        rows = config.vllm.max_rows if config.engine == "vllm" else None
+        question = TimeQuestion(
+            config, shape.config, shape.prompt_tokens, options.gpus, name, median, options.sigma, rows
+        )
+        with contextlib.suppress(ConfigError):  # its own view of the memory is coarser: what fits is decided here
+            time = predict(question)
+    numbers = sizes(shape.config).numbers
+    plan = Plan(
+        config=config,
+        gpus=options.gpus,
+        gpu=name,
+        model=f"{shape.config.model_type}, {count(numbers)} parameters, and a critic of its size",
+        job=job,
+        figures=figures,
+        tracked=tracked,
+        formula=_budget(config, shape, options.gpus, by_formula, memory, options),
+        host=host_memory(config, shape.prompt_tokens, None if time is None else time.in_flight, tracked.offloaded),
+        time=time,
+        assumptions=(
+            f"a GPU has {memory / GIB:.1f} GiB"
+            + (" (data sheet; drivers often report more)" if options.memory is None else ""),
+            f"{options.reserve:g} GiB of it hold what is no tensor: contexts, NCCL, fragments of the allocator",
+            f"vLLM's own workspace is {WORKSPACE / GIB:g} GiB of its share" if config.engine == "vllm" else
+            "the embedded engine's working memory is small beside its cache",
+            "freed memory goes back to the GPU before the other tenant (engine or trainer) takes it",
+        ),
+    )  # fmt: skip
+    if tracked.fits or not options.search:
+        return plan
+    return replace(plan, remedy=_remedy(config, options, shape, job, figures, memory))
+
+
+def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
+    """What depends on the launch. Raises ConfigError."""
+    gpus, parallel = options.gpus, config.vllm.tensor_parallel
+    if gpus < 1:
+        raise ConfigError("gpus", gpus, "a number in [1, inf) [GPUs]")
+    for name, value in (("gpu-memory", options.memory), ("median", options.median), ("sigma", options.sigma)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(name, value, "a number in (0, inf)")
+    if not 0 <= options.reserve < math.inf:
+        raise ConfigError("reserve", options.reserve, "a number in [0, inf) [GiB]")
+    longest = shape.prompt_tokens + config.rollout.max_response_tokens
+    positions = getattr(shape.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            "rollout.max_response_tokens",
+            config.rollout.max_response_tokens,
+            f"at most {positions - shape.prompt_tokens}: the model's {positions} positions less the longest prompt",
+        )
+    if config.engine != "vllm":
+        return
+    room = config.vllm.max_model_tokens
+    if room is not None and longest > room:
+        raise ConfigError("vllm.max_model_tokens", room, f"at least {longest}, the longest prompt and response")
+    if gpus % parallel:
+        raise ConfigError("gpus", gpus, f"a multiple of vllm.tensor_parallel ({parallel})", "or change that one")
+    heads = shape.config.num_attention_heads
+    if heads % parallel:
+        raise ConfigError("vllm.tensor_parallel", parallel, f"a divisor of the model's {heads} attention heads")
+    if config.vllm.own_process:
+        raise ConfigError(
+            "vllm.own_process", True, "False under torchrun", "engines live in the ranks' processes there"
+        )
+
+
+def job_of(config: RunConfig, shape: ModelShape, gpus: int) -> Job:
+    """The largest micro-batch: as many tokens as allowed, in rows no longer than the longest, at least one of those.
+
+    Every position behind the first may train where positive responses are imitated; else a window of each row. Where
+    shards lie changes no size, so a job never offloads.
+    """
+    from tppo.plan.track import Job
+
+    a, compute = config.algorithm, config.compute
+    longest = shape.prompt_tokens + config.rollout.max_response_tokens
+    rows = max(1, -(-compute.micro_batch_tokens // longest))
+    width = longest if compute.micro_batch_tokens < longest else compute.micro_batch_tokens // rows
+    each = width - 1
+    if a.policy_loss.lm_coef == 0 and a.filter.train_on == "window":
+        each = min(each, config.window)
+    return Job(
+        shape=shape.config,
+        ranks=gpus,
+        rows=rows,
+        width=width,
+        needed=rows * each,
+        compute=replace(compute, cpu_offload=False),
+        policy=config.policy,
+        critic=config.critic,
+        policy_loss=a.policy_loss,
+        value_target=a.value_target,
+    )
+
+
+def _budget(
+    config: RunConfig, shape: ModelShape, gpus: int, figures: dict[str, Figures], memory: int, options: Options
+) -> Budget:
+    from tppo.plan.budget import budget
+    from tppo.plan.engine import engine_memory
+    from tppo.plan.formula import sizes
+
+    positions = getattr(shape.config, "max_position_embeddings", None) or 2**62
+    engine = engine_memory(
+        config, sizes(shape.config), prompt=shape.prompt_tokens, gpus=gpus, memory=memory, positions=positions
+    )
+    return budget(config, figures, engine, memory=memory, reserve=int(options.reserve * GIB))
+
+
+def _remedy(
+    config: RunConfig, options: Options, shape: ModelShape, job: Job, figures: dict[str, Figures], memory: int
+) -> tuple[Arrangement, Budget] | None:
+    """Arithmetic proposes, from what was tracked; the tracker checks, where it could say something else."""
+    from tppo.plan.formula import scaled
+    from tppo.plan.search import arrangements, nearest
+    from tppo.plan.track import track
+
+    def guess(a: Arrangement) -> Budget:
+        found = scaled(figures, job, job_of(a.config, shape, a.gpus))
+        return _budget(a.config, shape, a.gpus, found, memory, options)
+
+    def verify(a: Arrangement) -> Budget:
+        print(f"tppo plan: checking {' '.join(a.flags)}", file=sys.stderr, flush=True)
+        other = job_of(a.config, shape, a.gpus)
+        return _budget(a.config, shape, a.gpus, figures if other == job else track(other), memory, options)
+
+    heads = (shape.config.num_attention_heads, getattr(shape.config, "num_key_value_heads", 0) or 1)
+    longest = shape.prompt_tokens + config.rollout.max_response_tokens
+    candidates = arrangements(config, options.gpus, longest=longest, heads=heads)
+    return nearest(candidates, guess, verify)
