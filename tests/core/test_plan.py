@@ -172,16 +172,16 @@ def totals(memory: int = 80 * GIB, **changes: Any) -> dict[str, float]:
 
 
 def test_what_is_resident_when() -> None:
-    """Two models of 4 GiB of shards each, 4 GiB of reserve; the engine's half is 40 GiB of 80."""
+    """Two models of 3 GiB of shards each and 1 of gradients in their update, 4 GiB of reserve; the engine's half is 40 GiB of 80."""
     found = totals(vllm__memory_fraction=0.5)
     weights = MODELS["Qwen2.5-32B"].parameters * 2 / 8 / GIB
-    assert found["load weights"] == pytest.approx(8 + 4 + 2 * 2 * 0.5 + weights)  # the cache still sleeps
-    assert found["generate"] == pytest.approx(8 + 4 + 3 + 40)
-    assert found["update critic"] == pytest.approx(8 + 4 + 3 + 1 + 20 + 2)
-    assert found["update policy"] == pytest.approx(8 + 4 + 3 + 1 + 20 + 5)
+    assert found["load weights"] == pytest.approx(6 + 4 + 2 * 2 * 0.5 + weights)  # the cache still sleeps
+    assert found["generate"] == pytest.approx(6 + 4 + 3 + 40)
+    assert found["update critic"] == pytest.approx(7 + 4 + 3 + 1 + 20 + 2)
+    assert found["update policy"] == pytest.approx(7 + 4 + 3 + 1 + 20 + 5)
     awake = totals(vllm__memory_fraction=0.5, vllm__sleep=False)
     assert awake["update policy"] == pytest.approx(found["update policy"] + 40)
-    assert awake["load weights"] == pytest.approx(8 + 4 + 2 + 40)
+    assert awake["load weights"] == pytest.approx(6 + 4 + 2 + 40)
     # A reference model is its shards alone, offloaded shards are elsewhere.
     reference = totals(vllm__memory_fraction=0.5, algorithm__policy_loss__kl_coef=0.1)
     assert all(reference[name] == pytest.approx(found[name] + 1) for name in found)

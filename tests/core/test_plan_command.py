@@ -80,7 +80,8 @@ def test_plan_of_a_small_recipe(tmp_path: Path, capfd: pytest.CaptureFixture[str
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--vllm.own-process"], "vllm.own_process = True"),
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--task.model", "a/b"], "task.model = 'a/b'"),
         (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--vllm.max-model-tokens", "99"], "at least 192"),
-        (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--rollout.max-response-tokens", "9000"], "8064: "),
+        (["plan", "smollm2-135m", "--gpus", "4", "--gpu", "h100", "--rollout.max-response-tokens", "9000",
+          "--vllm.max-model-tokens", "9200"], "8064: "),
         (["plan"], "recipe = None"),
     ],
 )  # fmt: skip
@@ -111,7 +112,7 @@ def test_the_paper_s_run_needs_a_smaller_share_for_the_engine(by_formula: list[J
     assert not plan.tracked.fits
     assert [p.name for p in plan.tracked.phases if p.total > plan.tracked.memory] == ["generate"]
     assert plan.remedy is not None
-    assert plan.remedy[0].flags == ("--vllm.memory-fraction 0.65",)
+    assert plan.remedy[0].flags == ("--vllm.memory-fraction 0.7",)
     assert len(by_formula) == 1
     assert make_plan(big(vllm__memory_fraction=0.65), Options(64, "h800")).tracked.fits
     larger = make_plan(big(), Options(64, "h200"))

@@ -58,8 +58,9 @@ def budget(
 ) -> Budget:
     """Phases from the figures of "policy" and "critic".
 
-    Gradients are there during their model's update only. A frozen reference model holds its shards alone. Loading gathers one weight at a time (and a copy of it on its way); the check of the
-    engine after it calls the policy beside the woken cache.
+    Gradients are there during their model's update only. A frozen reference model holds its shards alone. Loading
+    gathers one weight at a time (and a copy of it on its way); the check of the engine after it calls the policy beside
+    the woken cache.
     """
     policy, critic = figures["policy"], figures["critic"]
     offload = config.compute.cpu_offload

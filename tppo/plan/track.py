@@ -11,6 +11,7 @@ GPU adds (its context, its allocator's rounding) is no tensor, and nowhere in he
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -126,7 +127,9 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
     whole_rows = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     with whole_rows, FakeTensorMode():
         with torch.device("meta"):
-            models = [AutoModelForCausalLM.from_config(job.shape, dtype=torch.float32) for _ in range(2)]
+            # A copy for each: a model notes in it which attention it uses.
+            job.shape._attn_implementation = "sdpa"
+            models = [AutoModelForCausalLM.from_config(copy.deepcopy(job.shape), dtype=torch.float32) for _ in range(2)]
         pair = as_policy_and_critic(models[0], models[1], recompute=job.compute.recompute)
         for name, model in zip(("policy", "critic"), pair, strict=True):
             began = time.perf_counter()
