@@ -21,7 +21,7 @@ from typing import Any
 
 RANKS = 2
 MIB = 2**20
-PARTS = ("shards, gradients, moments", "update of the critic", "update of the policy")
+PARTS = ("shards and moments", "update of the critic", "update of the policy")
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,10 @@ def planned(case: Case) -> dict[str, int]:
     compute = Compute(logit_chunk_tokens=case.chunk, recompute=case.recompute, dtype=case.dtype)  # type: ignore[arg-type]
     figures = track(Job(shape(case), RANKS, 1, case.tokens, case.tokens - 8, compute, foreach=False))
     policy, critic = figures["policy"], figures["critic"]
-    return dict(
-        zip(
-            PARTS,
-            (
-                policy.resident_total + critic.resident_total,
-                critic.peak_total + policy.resident_total,
-                policy.peak_total + critic.resident_total,
-            ),
-            strict=True,
-        )
-    )
+    # Gradients are freed when an update ends.
+    policy_stays, critic_stays = (f.resident_total - f.resident["gradients"] for f in (policy, critic))
+    found = policy_stays + critic_stays, critic.peak_total + policy_stays, policy.peak_total + critic_stays
+    return dict(zip(PARTS, found, strict=True))
 
 
 def worker(case: Case, out: Path) -> None:
@@ -110,7 +103,7 @@ def worker(case: Case, out: Path) -> None:
 
     from tppo.algorithms.base import PolicyLoss, ValueTarget
     from tppo.config import Compute, Optimizer
-    from tppo.distributed import current, leave, local, shard
+    from tppo.distributed import current, leave, shard
     from tppo.estimate import Estimate
     from tppo.models.pretrained import as_policy_and_critic
     from tppo.optim import ModelOptimizer
@@ -148,7 +141,7 @@ def worker(case: Case, out: Path) -> None:
             shard(model, compute, torch.device("cpu"))
             model.to_empty(device="cpu")
             for p in model.parameters():
-                torch.nn.init.normal_(local(p.detach()), std=0.02)
+                torch.nn.init.normal_(p.detach().to_local(), std=0.02)
             inner = model.hugging_face
             for module in inner.modules():
                 if module._non_persistent_buffers_set:

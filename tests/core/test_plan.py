@@ -172,7 +172,7 @@ def totals(memory: int = 80 * GIB, **changes: Any) -> dict[str, float]:
 
 
 def test_what_is_resident_when() -> None:
-    """Two models of 3 GiB of shards each, and 1 of gradients in their update; 4 GiB of reserve; the engine's half of 80."""
+    """Two models of 3 GiB each, and 1 of gradients in their update; 4 GiB of reserve; the engine has half of 80."""
     found = totals(vllm__memory_fraction=0.5)
     weights = MODELS["Qwen2.5-32B"].parameters * 2 / 8 / GIB
     assert found["load weights"] == pytest.approx(6 + 4 + 2 * 2 * 0.5 + weights)  # the cache still sleeps

@@ -63,6 +63,50 @@ def test_an_average_over_one_rank_would_be_seen(gradient_files: dict[int, Path],
         assert max(relative_errors(sound, broken, model).values()) > 1e-2
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_messages_between_ranks(gradient_files: dict[int, Path], ranks: int) -> None:
+    heard = [json.loads((gradient_files[ranks] / f"messages-{rank}.json").read_text()) for rank in range(ranks)]
+    last = ranks - 1
+    for rank, found in enumerate(heard):
+        assert found["broadcast"] == {"rank": 0}
+        assert found["gather"] == list(range(ranks))
+        assert found["sum"] == [ranks, sum(range(ranks))]
+        assert found["any"] == [True, False]
+        assert found["lead"] == 40
+        assert found["same"] == []
+        assert found["differ"][0] == "RanksDiffer"
+        assert f"the batch on ranks [{last}] differ" in found["differ"][1]
+        there = "" if rank == last else f"rank {last}: EngineError: "
+        assert found["engine"] == ["EngineError", f"{there}the engine broke"]
+        assert found["disk"][0] == ("OSError" if rank == last else "OutputError")  # which is an OSError, too
+        assert "[Errno 28]" in found["disk"][1]
+        assert found["lead fails"][0] == ("FileNotFoundError" if rank == 0 else "OutputError")
+
+
+def test_an_engine_that_fails_on_one_rank_stops_all_and_loses_nothing(tmp_path: Path) -> None:
+    argv = ["train", *MDP, "--steps", "6", "--checkpoint.every", "50", "--out", tmp_path / "run"]
+    done = torchrun(2, [WORKER, "broken engine", "2", *argv])
+    assert done.returncode == 1
+    assert "tppo: EngineError: rank 1: EngineError: the engine broke" in done.stderr
+    assert "tppo: rank 1: EngineError: the engine broke" in done.stderr
+    steps = len(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert 2 <= steps < 6
+    assert [step for step, _ in listed(tmp_path / "run" / "checkpoints")] == [steps, 0]
+
+
+def test_bfloat16_over_float32_masters(tmp_path: Path) -> None:
+    argv = ["train", *TOY, "--steps", "2", "--out", tmp_path / "run", "--compute.dtype", "bfloat16", "--compute.packed"]
+    succeed(torchrun(2, ["-m", "tppo", *argv, "--compute.recompute"]))
+    [folder] = [path for step, path in listed(tmp_path / "run" / "checkpoints") if step == 2]
+    kept = [x for path in (folder / "tensors").iterdir() for x in load_file(path).values() if x.is_floating_point()]
+    assert {x.dtype for x in kept} == {torch.float32}
+    fine = [x for x in kept if x.numel() > 1 and not torch.equal(x, x.bfloat16().float())]
+    assert fine  # masters are not narrowed between steps
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0 < metrics[-1]["engine_gap_max"] < 0.1  # the engine has the narrowed weights, but computes in float32
+    assert metrics[-1]["policy_updates"] > 0
+
+
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Five steps on 1, 2 and 4 ranks."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,6 +25,8 @@ from tppo.algorithms.base import PolicyLoss, ValueTarget
 from tppo.cli import main
 from tppo.config import Compute, Optimizer
 from tppo.distributed import current, full, leave, shard
+from tppo.engines.torch_engine import TorchEngine
+from tppo.errors import EngineError
 from tppo.estimate import Estimate
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
 from tppo.optim import ModelOptimizer
@@ -118,6 +122,34 @@ def write_gradients(out: Path) -> None:
                 save(gradients(*cases["token-mean"]), out / f"fault {name}.safetensors")
 
 
+def messages() -> dict[str, Any]:
+    """What each message between ranks brings, and what each failure becomes on the other ranks."""
+    ranks = current()
+
+    def raised(work: Callable[[], object]) -> list[str]:
+        try:
+            work()
+        except Exception as error:
+            return [type(error).__name__, str(error)]
+        return []
+
+    last = ranks.size - 1
+    here = lambda error: error if ranks.rank == last else None  # noqa: E731
+    found: dict[str, Any] = {
+        "broadcast": ranks.broadcast({"rank": ranks.rank}),
+        "gather": ranks.gather(ranks.rank),
+        "sum": ranks.sum(torch.tensor([1.0, ranks.rank])).tolist(),
+        "any": [ranks.any(ranks.rank == last), ranks.any(False)],
+        "lead": ranks.lead(lambda: ranks.rank + 40),
+        "lead fails": raised(lambda: ranks.lead(lambda: Path("/nowhere/x").write_text(""))),
+        "engine": raised(lambda: ranks.together(1, here(EngineError("the engine broke")))),
+        "disk": raised(lambda: ranks.together(1, here(OSError(28, "No space left on device")))),
+        "same": raised(lambda: ranks.check_same("the batch", torch.arange(9))),
+        "differ": raised(lambda: ranks.check_same("the batch", torch.arange(9) + (ranks.rank == last))),
+    }
+    return found
+
+
 def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """By rank 0, once every rank is known to hold the same."""
     current().check_same(path.name, *(x for name, x in tensors.items() if not name.startswith("stat.")))
@@ -139,11 +171,28 @@ def signalling(which: signal.Signals, step: int, rank: int, recipe: str = "") ->
     return mock.patch.object(Trainer, "load_policy", load_policy)
 
 
+def breaking(step: int) -> AbstractContextManager[object]:
+    """The engine of the last rank fails in the middle of a window."""
+    plain = TorchEngine.generate
+
+    def generate(engine: TorchEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
+        answers = plain(engine, requests, sampling, done)
+        if engine.version == step and current().rank == current().size - 1:
+            raise EngineError("the engine broke")
+        return answers
+
+    return mock.patch.object(TorchEngine, "generate", generate)
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["gradients", out]:
             write_gradients(Path(out))
+            (Path(out) / f"messages-{current().rank}.json").write_text(json.dumps(messages()))
             leave()
+        case ["broken engine", step, *argv]:
+            with breaking(int(step)):
+                sys.exit(main(argv))
         case ["killed", step, rank, *argv]:
             with signalling(signal.SIGKILL, int(step), int(rank)):
                 sys.exit(main(argv))
