@@ -98,7 +98,9 @@ class PretrainedTask(TaskConfig):
                 tokenizer.save_pretrained(folder)
 
         def report(policy: PolicyModel) -> dict[str, Any]:
-            return {"verdicts": reward.counts, "slowest_verdict_seconds": reward.slowest}
+            of_ranks = current().gather((reward.counts, reward.slowest))
+            verdicts = {name: sum(counts[name] for counts, _ in of_ranks) for name in reward.counts}
+            return {"verdicts": verdicts, "slowest_verdict_seconds": max(slowest for _, slowest in of_ranks)}
 
         policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
         return Workload(

@@ -25,7 +25,7 @@ from paper_repro.rungs import EVALUATION_SEED, RUNGS, Rung, parse_changes, rung
 from paper_repro.stages import Ranks, Stage, digest_of_stage, on_main, run_stage
 from tppo.checkpoint_store import newest
 from tppo.config import RunConfig
-from tppo.distributed import current, leave
+from tppo.distributed import current, end
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.runs import as_dict
 from tppo.train import run
@@ -212,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except Stopped as error:
         print(f"reproduce: {error}", file=sys.stderr)
+        end(STOPPED)  # every rank was told
         return STOPPED
     except KeyboardInterrupt:
         print("reproduce: interrupted; the same command goes on", file=sys.stderr)
@@ -222,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if ranks.main and "figures" in parts:
         print((args.out / "figures" / "report.md").read_text(encoding="utf-8"), end="")
         print(f"written to {args.out / 'figures'}")
-    leave()
+    end(0)
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from tppo import checkpoint_files as files
 from tppo.checkpoint import changed_fields, leaf_names
 from tppo.config import CheckpointOptions, RunConfig
-from tppo.distributed import current
+from tppo.distributed import current, on_own_device
 from tppo.errors import CheckpointError, ConfigError
 from tppo.runs import warn
 
@@ -111,6 +111,7 @@ class CheckpointStore:
             self.watch(None)
 
     def _run(self, contents: files.Contents) -> None:
+        on_own_device()
         try:
             self.write(contents)
         except OSError as error:

@@ -95,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{say} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from tppo.distributed import leave
+        from tppo.distributed import end
 
-        leave()
+        end(status)
     return status
 
 

@@ -14,6 +14,7 @@ import datetime
 import functools
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -55,6 +56,7 @@ class Ranks:
         # Python objects and CPU tensors travel here, whatever the accelerators use.
         backend = "fake" if joined and pretended() else "gloo"
         self.group = dist.new_group(backend=backend, timeout=_TIMEOUT) if joined else None
+        self._agreed: BaseException | None = None
 
     @functools.cached_property
     def background(self) -> Ranks:
@@ -110,6 +112,12 @@ class Ranks:
             dist.all_reduce(x, group=self.group)
         return x
 
+    def relay(self, x: torch.Tensor, source: int) -> torch.Tensor:
+        """The CPU tensor of rank ``source``, into that of every other one, which has its shape and type."""
+        if self.size > 1:
+            dist.broadcast(x, src=source, group=self.group)
+        return x
+
     def any(self, flag: bool) -> bool:
         """True on every rank if it is on one."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
@@ -117,13 +125,16 @@ class Ranks:
     def together(self, value: T, error: BaseException | None) -> list[T]:
         """`gather`, unless some rank failed: that one raises its own error, and the others the first one's like."""
         parts = self.gather((value, None if error is None else _like(error, self.rank)))
-        if error is not None:
-            raise error
         for _, failure in parts:
             if failure is not None:
                 kind, about = failure
-                raise kind(*about)
+                self._agreed = kind(*about) if error is None else error
+                raise self._agreed
         return [part for part, _ in parts]
+
+    def agreed(self, error: BaseException) -> bool:
+        """Whether every rank has raised this error or its like, so that they can go on together."""
+        return error is self._agreed
 
     def check_same(self, what: str, *tensors: torch.Tensor) -> None:
         """Raise RanksDiffer unless these CPU tensors are the same, bit for bit, on every rank."""
@@ -214,11 +225,25 @@ def memory_tracker(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
 
 
 def leave() -> None:
-    """Part from the others, at the end of the program."""
+    """Part from the others."""
     if dist.is_initialized():
         current.cache_clear()
         _mesh.cache_clear()
         dist.destroy_process_group()
+
+
+def end(status: int) -> None:
+    """The last call of a program that may run under ``torchrun``: part from the others and end this process at once.
+
+    Threads of the process groups that outlive the interpreter have been seen to abort ranks that had done all their
+    work, and torchrun would take that for a failure. Outside torchrun this does nothing.
+    """
+    ranks = current()
+    if ranks.joined:
+        ranks.barrier()  # no rank closes its connections while another still talks
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def shard(model: torch.nn.Module, compute: Compute, device: torch.device) -> None:
@@ -278,6 +303,12 @@ def full_weights(
     for name, tensor in named:
         narrow = tensor.detach()
         yield name, full(narrow if dtype is None or not narrow.is_floating_point() else narrow.to(dtype))
+
+
+def on_own_device() -> None:
+    """For a new thread: CUDA would take it to be on the first GPU, whatever the rank's own is."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(current().local)
 
 
 def device_of(weight: torch.Tensor) -> torch.device:

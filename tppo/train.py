@@ -86,6 +86,8 @@ def run(
         except OSError as error:
             warn(f"summary.json was not written ({error.strerror}); free disk space and resume the run")
         folder.close()
+    if summary["interrupted"] and ranks.size > 1:
+        raise KeyboardInterrupt  # ranks stopped at different places: nothing they would do together fits
     trainer.engine.close()
     try:
         trainer.workload.save(trainer.policy, out / "policy")
@@ -152,10 +154,12 @@ class _Run:
             while not self.ended and not self.terminated():
                 try:
                     metrics = self.step()
-                except EngineError:
-                    # Nothing of this step is done yet: what was in flight before it is what will be resumed.
-                    self.save()
-                    self.store.wait()
+                except EngineError as error:
+                    # Nothing of this step is done yet: what was in flight before it is what will be resumed. Ranks that
+                    # know nothing of it cannot take part; torchrun ends them, and the last checkpoint has to do.
+                    if current().size == 1 or current().agreed(error):
+                        self.save()
+                        self.store.wait()
                     raise
                 bar.set_postfix(_watch(metrics, totals.last_rate), refresh=False)
                 bar.update()
@@ -200,6 +204,7 @@ class _Run:
             self.dumps.write(trainer, responses)
         self.folder.log(metrics)
         note(c, totals, metrics)
+        totals.value_stop = current().broadcast(totals.value_stop)  # of sums that another machine may round otherwise
         due = self.options.every and (trainer.steps_done % self.options.every == 0 or self.ended)
         if due or (record and self.options.every and self.options.keep_best):
             self.save()
@@ -221,10 +226,13 @@ class _Run:
         if self.store.saved_step == at:
             return
         self.trainer.watch("checkpoint_copy")
+        refused = False
         try:
             self.totals.metrics_bytes = self.folder.flush()
         except OSError as error:
+            refused = True
             warn(f"no checkpoint of step {at}: metrics.jsonl cannot be written ({error.strerror}); training goes on")
+        if current().any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
         contents = capture(self.trainer, self.totals)

@@ -17,6 +17,8 @@ from types import FrameType
 from typing import Any
 
 STDERR = 2
+ECHO_SECONDS = 10.0
+"""Under torchrun, a second SIGTERM within this time is an echo of the first."""
 
 
 class Watchdog:
@@ -79,6 +81,7 @@ class Termination:
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._before: Any = None
         self._installed = False
 
@@ -94,8 +97,11 @@ class Termination:
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         if self.requested:
+            # torchrun passes the signal on to processes that a scheduler has told already: that is not a second one.
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._since < ECHO_SECONDS:
+                return
             os._exit(128 + signal.SIGTERM)
-        self.requested = True
+        self.requested, self._since = True, time.monotonic()
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
             os.write(

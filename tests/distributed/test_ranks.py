@@ -83,9 +83,10 @@ def test_messages_between_ranks(gradient_files: dict[int, Path], ranks: int) -> 
         assert found["lead fails"][0] == ("FileNotFoundError" if rank == 0 else "OutputError")
 
 
-def test_an_engine_that_fails_on_one_rank_stops_all_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["generate", "score"])
+def test_an_engine_that_fails_on_one_rank_stops_all_and_loses_nothing(tmp_path: Path, method: str) -> None:
     argv = ["train", *MDP, "--steps", "6", "--checkpoint.every", "50", "--out", tmp_path / "run"]
-    done = torchrun(2, [WORKER, "broken engine", "2", *argv])
+    done = torchrun(2, [WORKER, "broken engine", method, "2", *argv])
     assert done.returncode == 1
     assert "tppo: EngineError: rank 1: EngineError: the engine broke" in done.stderr
     assert "tppo: rank 1: EngineError: the engine broke" in done.stderr
@@ -173,6 +174,22 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(
     a, b = (load_file(run / "policy" / "model.safetensors") for run in (runs[2] / "toy", root / "run"))
     apart = max(float((a[k] - b[k]).abs().max()) for k in a)
     assert apart <= (0.0 if ranks == 2 else FIVE_STEPS)  # the same number of ranks: the same bits
+
+
+def test_a_disk_that_refuses_rank_0_leaves_no_mixed_checkpoint(runs: dict[int, Path], tmp_path: Path) -> None:
+    """No rank may begin a checkpoint that another one skips: its shards would end up in the next."""
+    argv = ["train", *TOY, "--steps", "5", "--out", tmp_path / "run", "--checkpoint.keep", "9"]
+    done = torchrun(2, [WORKER, "full disk", "2", *argv, "--checkpoint.every", "1", "--checkpoint.keep-best", "0"])
+    succeed(done)
+    assert "no checkpoint of step 2" in done.stderr
+    steps = dict(listed(tmp_path / "run" / "checkpoints"))
+    assert sorted(steps) == [0, 1, 3, 4, 5]
+    undisturbed = dict(listed(runs[2] / "toy" / "checkpoints"))
+    for name in ("shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors"):
+        a, b = (load_file(of[5] / "tensors" / name) for of in (steps, undisturbed))
+        assert a.keys() == b.keys()
+        # Of the global generators nothing is drawn: each process has its own.
+        assert all(torch.equal(a[k], b[k]) for k in a if not k.startswith("random."))
 
 
 def test_a_killed_rank_comes_back_by_itself(runs: dict[int, Path], tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from tppo import losses, model_call, update
 from tppo.algorithms.base import PolicyLoss, ValueTarget
 from tppo.cli import main
 from tppo.config import Compute, Optimizer
-from tppo.distributed import current, full, leave, shard
+from tppo.distributed import current, end, full, shard
 from tppo.engines.torch_engine import TorchEngine
 from tppo.errors import EngineError
 from tppo.estimate import Estimate
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
 from tppo.optim import ModelOptimizer
+from tppo.runs import RunFolder, read_metrics
 from tppo.trainer import Trainer
 from tppo.types import TokenBatch
 
@@ -171,17 +172,29 @@ def signalling(which: signal.Signals, step: int, rank: int, recipe: str = "") ->
     return mock.patch.object(Trainer, "load_policy", load_policy)
 
 
-def breaking(step: int) -> AbstractContextManager[object]:
-    """The engine of the last rank fails in the middle of a window."""
-    plain = TorchEngine.generate
+def breaking(method: str, step: int) -> AbstractContextManager[object]:
+    """The engine of the last rank fails in a step: while it generates, or when it is asked for log-probabilities."""
+    plain = getattr(TorchEngine, method)
 
-    def generate(engine: TorchEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
-        answers = plain(engine, requests, sampling, done)
+    def broken(engine: TorchEngine, *args: Any) -> Any:
+        answers = plain(engine, *args)
         if engine.version == step and current().rank == current().size - 1:
             raise EngineError("the engine broke")
         return answers
 
-    return mock.patch.object(TorchEngine, "generate", generate)
+    return mock.patch.object(TorchEngine, method, broken)
+
+
+def full_disk(step: int) -> AbstractContextManager[object]:
+    """The disk refuses metrics.jsonl, which rank 0 alone writes, when the checkpoint of a step is due."""
+    plain = RunFolder.flush
+
+    def flush(folder: RunFolder) -> int:
+        if len(read_metrics(folder.path / "metrics.jsonl")) == step:
+            raise OSError(28, "No space left on device")
+        return plain(folder)
+
+    return mock.patch.object(RunFolder, "flush", flush)
 
 
 if __name__ == "__main__":
@@ -189,9 +202,12 @@ if __name__ == "__main__":
         case ["gradients", out]:
             write_gradients(Path(out))
             (Path(out) / f"messages-{current().rank}.json").write_text(json.dumps(messages()))
-            leave()
-        case ["broken engine", step, *argv]:
-            with breaking(int(step)):
+            end(0)
+        case ["broken engine", method, step, *argv]:
+            with breaking(method, int(step)):
+                sys.exit(main(argv))
+        case ["full disk", step, *argv]:
+            with full_disk(int(step)):
                 sys.exit(main(argv))
         case ["killed", step, rank, *argv]:
             with signalling(signal.SIGKILL, int(step), int(rank)):

@@ -31,8 +31,12 @@ def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound:
     with torch.no_grad():
         table = policy(lambda p: p.logits(p.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1))
     ours = table.gather(-1, ids[0, first:, None]).squeeze(-1).cpu()
-    theirs = torch.tensor(engine.score(tokens, first))
-    gap = max(current().gather(float((ours - theirs).abs().max())), key=lambda x: (x != x, x))  # NaN is the largest
+    gap, failure = float("nan"), None
+    try:
+        gap = float((ours - torch.tensor(engine.score(tokens, first))).abs().max())
+    except Exception as error:
+        failure = error
+    gap = max(current().together(gap, failure), key=lambda x: (x != x, x))  # NaN is the largest
     if not gap <= bound:
         raise EngineError(
             f"after loading policy version {version} the log-probs of engine and trainer differ by {gap:.3g} nats, "

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from tppo.distributed import current
+import torch
+
+from tppo.distributed import Ranks, current
 from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ShardedEngine:
@@ -44,22 +43,30 @@ class ShardedEngine:
         ranks = current()
         replicas, replica = ranks.size // self.tensor_parallel, ranks.rank // self.tensor_parallel
         leads = ranks.rank % self.tensor_parallel == 0
-        mine, answers, failure = list(requests[replica::replicas]), list[Continuation](), None
+        mine, answers, failures = list(requests[replica::replicas]), list[Continuation](), list[Exception]()
+
+        def hear(answer: Continuation) -> None:
+            # Raised at the end: the other ranks of the replica go on, and wait for this one in every step.
+            try:
+                if done is not None and not failures:
+                    done(answer)
+            except Exception as error:
+                failures.append(error)
+
         began = time.perf_counter()
         try:
-            answers = self.engine.generate(mine, sampling, done if leads else None) if mine else []
+            answers = self.engine.generate(mine, sampling, hear if leads else None) if mine else []
         except Exception as error:
-            failure = error
+            failures.insert(0, error)
         seconds = time.perf_counter() - began
-        told = _pack(answers) if leads and ranks.size > 1 else None
-        parts = ranks.together((told, seconds), failure)[:: self.tensor_parallel]
+        heads = [(c.uid, len(c.tokens), c.stopped) for c in answers] if leads else []
+        parts = ranks.together((heads, seconds), failures[0] if failures else None)[:: self.tensor_parallel]
         self.busy = [s for _, s in parts]
         if ranks.size == 1:
             return answers
         out: list[Continuation | None] = [None] * len(requests)
-        for k, (packed, _) in enumerate(parts):
-            assert packed is not None
-            out[k::replicas] = _unpack(packed)
+        for k, (told, _) in enumerate(parts):
+            out[k::replicas] = _relay(ranks, told, answers if k == replica else [], k * self.tensor_parallel)
         return [c for c in out if c is not None]
 
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
@@ -76,23 +83,23 @@ class ShardedEngine:
         self.engine.close()
 
 
-_Packed = tuple[list[tuple[int, int, bool]], "array[int]", "array[float]"]
+def _relay(
+    ranks: Ranks, heads: list[tuple[int, int, bool]], answers: Sequence[Continuation], source: int
+) -> list[Continuation]:
+    """One replica's answers on every rank, as flat arrays: gathered as objects, each would cost one for every rank.
 
-
-def _pack(answers: Sequence[Continuation]) -> _Packed:
-    """Flat arrays travel a hundred times faster than tuples of Python numbers."""
-    tokens, logprobs = array("q"), array("d")
-    for c in answers:
-        tokens.extend(c.tokens)
-        logprobs.extend(c.logprobs)
-    return [(c.uid, len(c.tokens), c.stopped) for c in answers], tokens, logprobs
-
-
-def _unpack(packed: _Packed) -> list[Continuation]:
-    heads, tokens, logprobs = packed
+    heads: response, number of tokens and whether it stopped, of each answer. answers: on the rank ``source``.
+    """
+    total = sum(count for _, count, _ in heads)
+    tokens, logprobs = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.float64)
+    if ranks.rank == source and total:
+        flat = itertools.chain.from_iterable
+        tokens = torch.frombuffer(array("q", flat(c.tokens for c in answers)), dtype=torch.int64)
+        logprobs = torch.frombuffer(array("d", flat(c.logprobs for c in answers)), dtype=torch.float64)
+    tokens_l, logprobs_l = ranks.relay(tokens, source).tolist(), ranks.relay(logprobs, source).tolist()
     out, first = [], 0
     for uid, count, stopped in heads:
         part = slice(first, first + count)
-        out.append(Continuation(uid, tuple(tokens[part]), tuple(logprobs[part]), stopped))
+        out.append(Continuation(uid, tuple(tokens_l[part]), tuple(logprobs_l[part]), stopped))
         first += count
     return out

@@ -195,12 +195,17 @@ class VllmEngine:
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         self._closed.set()
+        if self._asleep:  # its allocator would unmap what sleeps a second time when it is freed
+            with contextlib.suppress(Exception):
+                self.llm.wake_up()
         with _ranks_stay_together() if self._joined else contextlib.nullcontext(), contextlib.suppress(AttributeError):
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         if not self._joined:
             cleanup_dist_env_and_memory()
         gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
