@@ -1,5 +1,7 @@
-"""What depends on how the program was started is refused before anything is loaded."""
+"""What depends on how the program was started: refusals before anything is loaded, messages, signals."""
 
+import os
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from tppo.config import RunConfig
 from tppo.distributed import Ranks, current, full, full_weights, put
 from tppo.errors import ConfigError
 from tppo.parts import build_trainer, check_ranks
+from tppo.watchdog import Termination
 
 ALONE = Ranks()
 
@@ -67,3 +70,16 @@ def test_alone_every_message_is_the_identity() -> None:
     assert [(name, t.dtype) for name, t in weights] == [("w", torch.bfloat16), ("ids", torch.int64)]
     with pytest.raises(ZeroDivisionError):
         alone.lead(lambda: 1 // 0)
+
+
+def test_under_torchrun_the_echo_of_a_signal_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    ended: list[int] = []
+    monkeypatch.setattr("tppo.watchdog.os._exit", ended.append)
+    with Termination() as termination:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (termination.requested, ended) == (True, [])
+        monkeypatch.setattr("tppo.watchdog.ECHO_SECONDS", 0.0)  # later
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [128 + signal.SIGTERM]

@@ -74,15 +74,16 @@ def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: P
     assert "Dry run" in (out / "figures" / "report.md").read_text()
 
 
-def test_two_ranks_share_an_engine(tmp_path: Path) -> None:
-    """Tensor parallel 2: the same tokens as from one process."""
+def test_two_ranks_say_what_one_process_says(tmp_path: Path) -> None:
+    """With an engine each, and with one that is spread over both (tensor parallel 2)."""
     options = ["--task.base.width", "64", "--engine", "vllm", "--vllm.max-rows", "8", "--vllm.memory-fraction", "0.1"]
     train = ["-m", "tppo", "train", *TOY, "--steps", "3", "--evaluation.every", "0", *options]
-    tokens = {}
-    for ranks in (1, 2):
-        dump = ["--out", tmp_path / f"run-{ranks}", "--dump-rollouts", tmp_path / f"tokens-{ranks}"]
-        succeed(torchrun(ranks, [*train, "--vllm.tensor-parallel", str(ranks), *dump]))
-        paths = sorted((tmp_path / f"tokens-{ranks}").iterdir())
-        tokens[ranks] = [[(r.uid, r.tokens.tolist()) for r in read_responses(path)[0]] for path in paths]
-    assert len(tokens[1]) == 3
-    assert tokens[1] == tokens[2]
+    tokens = []
+    for ranks, parallel in ((1, 1), (2, 1), (2, 2)):
+        root = tmp_path / f"{ranks}-{parallel}"
+        dump = ["--out", root / "run", "--dump-rollouts", root / "tokens"]
+        succeed(torchrun(ranks, [*train, "--vllm.tensor-parallel", str(parallel), *dump]))
+        paths = sorted((root / "tokens").iterdir())
+        tokens.append([[(r.uid, r.tokens.tolist()) for r in read_responses(path)[0]] for path in paths])
+    assert len(tokens[0]) == 3
+    assert tokens[0] == tokens[1] == tokens[2]

@@ -47,6 +47,7 @@ class VllmEngine:
         self._joined = current().joined
         if self._joined and not torch.cuda.is_available():
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all ranks would sit on the same cores
+            _forget_shared_memory()
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -206,6 +207,17 @@ class VllmEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _forget_shared_memory() -> None:
+    """Ranks that share an engine on a CPU talk through files whose names vLLM gives to every run alike, does not take
+    where they exist, and leaves behind when a rank dies. A run that has opened them keeps what it has.
+    """
+    if current().local == 0:
+        for path in Path("/dev/shm").glob("-tp:*-cpushm_*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+    current().barrier()
 
 
 @contextlib.contextmanager
