@@ -22,7 +22,7 @@ test-vllm: .venv-vllm/.installed
 	$(VLLM)/python -m pytest tests/vllm
 
 compare: .venv/.installed
-	$(BIN)/python -m paper_repro.compare
+	$(BIN)/python -m paper_repro.comparisons.ppo
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -30,8 +30,8 @@ compare: .venv/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
-.venv-vllm/.installed: pyproject.toml paper_repro/vllm_cpu_environment.sh
-	paper_repro/vllm_cpu_environment.sh .venv-vllm $(PYTHON)
+.venv-vllm/.installed: pyproject.toml paper_repro/launch/vllm_cpu_environment.sh
+	paper_repro/launch/vllm_cpu_environment.sh .venv-vllm $(PYTHON)
 	touch $@
 
 clean:

@@ -1,11 +1,11 @@
-"""The rollout clock (`sim.clock`) behind ``tppo plan``: seconds of a recipe's step on given accelerators."""
+"""The rollout clock (`sim.clock.simulate`) behind ``tppo plan``: seconds of a recipe's step on given accelerators."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from sim.clock import HARDWARE, PPO, TPPO, Cluster, Efficiency, Lengths, Machine, ModelProfile, Task, simulate
-from sim.clock import rollout as rollout_of
+from sim.clock.simulate import HARDWARE, PPO, TPPO, Cluster, Efficiency, Lengths, Machine, ModelProfile, Task, simulate
+from sim.clock.simulate import rollout as rollout_of
 from tppo.errors import ConfigError
 from tppo.plan.clock import TimeAnswer, TimeQuestion
 

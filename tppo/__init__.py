@@ -15,12 +15,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "tppo.types": ("Prompt", "Response", "Status", "TokenBatch"),
     "tppo.errors": ("ConfigError", "DataError", "EngineError", "NonFiniteError", "RewardError", "TPPOError"),
-    "tppo.advantages": ("discounted_returns", "egae", "gae", "lambda_returns", "length_adaptive_lambda"),
-    "tppo.filters": ("shape_advantages", "whiten", "window_mask"),
-    "tppo.losses": ("aggregate_count", "aggregate_sum", "kl_estimate", "lm_loss", "ppo_loss", "value_loss"),
-    "tppo.trainer": ("Trainer",),
-    "tppo.window": ("SlotWindow",),
-    "tppo.config": ("RunConfig",),
+    "tppo.maths.advantages": ("discounted_returns", "egae", "gae", "lambda_returns", "length_adaptive_lambda"),
+    "tppo.maths.masks": ("shape_advantages", "whiten", "window_mask"),
+    "tppo.maths.objectives": ("aggregate_count", "aggregate_sum", "kl_estimate", "lm_loss", "ppo_loss", "value_loss"),
+    "tppo.loop.trainer": ("Trainer",),
+    "tppo.loop.slots": ("SlotWindow",),
+    "tppo.config.run": ("RunConfig",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_HOME)

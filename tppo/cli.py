@@ -15,7 +15,7 @@ from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.plan.command import add_arguments
 
 if TYPE_CHECKING:
-    from tppo.config import RunConfig
+    from tppo.config.run import RunConfig
 
 _EPILOG = """examples:
   tppo train toy-language                        learn a toy language by T-PPO, in minutes on a laptop
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{say} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        from tppo.distributed import end
+        from tppo.ranks.ranks import end
 
         end(status)
     return status
@@ -109,8 +109,8 @@ def _usage(form: str) -> str:
 
 
 def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
-    from tppo.config import validate
-    from tppo.recipes import load_recipe, recipe_entry_points
+    from tppo.config.recipes import load_recipe, recipe_entry_points
+    from tppo.config.run import validate
 
     if recipe is None:
         names = ", ".join(recipe_entry_points())
@@ -138,8 +138,8 @@ def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> R
 
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     config = _configure(known.recipe, rest, "train")
-    from tppo.runs import free_folder
-    from tppo.train import run
+    from tppo.runs.folder import free_folder
+    from tppo.runs.run import run
 
     if known.allow_change and not known.resume:
         raise ConfigError("allow-change", known.allow_change, "--resume with it", "a new run changes what it likes")
@@ -174,8 +174,8 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
             print(f"usage: {_usage('eval RUN')}\n\nRUN is a folder that 'tppo train' wrote")
             return 0
         raise ConfigError("run", None, "the folder of a run")
-    from tppo.config import validate
-    from tppo.reload import read_config
+    from tppo.config.run import validate
+    from tppo.config.stored import read_config
 
     stored = read_config(known.run)
     config = _override(stored, rest, f"tppo eval {known.run}", validate)
@@ -183,7 +183,7 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError("task", rest, "the task that the run was trained on", "evaluate without task options")
     if not (known.run / "policy").is_dir():
         raise ConfigError("run", str(known.run), "a run with a policy/ folder", "it ended before one was written")
-    from tppo.parts import build_trainer
+    from tppo.runs.build import build_trainer
 
     trainer = build_trainer(config)
     trainer.workload.load(trainer.policy, known.run / "policy")
@@ -198,7 +198,7 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
     """avg@k, and pass@k for every power of two, with both kinds of 95% interval; None where not identifiable."""
     import numpy as np
 
-    from tppo.scores import avg_at, pass_at
+    from tppo.evaluation.scores import avg_at, pass_at
 
     table = np.array(solved)
     ks = [2**i for i in range(1, 12) if 2**i <= table.shape[1]]
@@ -216,9 +216,9 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
-    from tppo.checkpoint import load_policy, stored_config
-    from tppo.checkpoint_store import newest
-    from tppo.parts import place
+    from tppo.runs.build import place
+    from tppo.runs.checkpoint.contents import load_policy, stored_config
+    from tppo.runs.checkpoint.store import newest
 
     if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
@@ -236,10 +236,10 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _replay(known: argparse.Namespace, rest: list[str]) -> int:
-    from tppo.checkpoint import stored_config
-    from tppo.checkpoint_store import newest
-    from tppo.config import validate
-    from tppo.replay import replay
+    from tppo.config.run import validate
+    from tppo.runs.checkpoint.contents import stored_config
+    from tppo.runs.checkpoint.store import newest
+    from tppo.runs.replay import replay
 
     if known.steps < 1:
         raise ConfigError("steps", known.steps, "a number in [1, inf) [steps]")
@@ -258,7 +258,7 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
-    from tppo.recipes import recipe_entry_points
+    from tppo.config.recipes import recipe_entry_points
 
     for name, entry in recipe_entry_points().items():
         doc = (entry.load().__doc__ or "").strip().splitlines()
@@ -268,7 +268,7 @@ def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(known: argparse.Namespace, rest: list[str]) -> int:
     config = _configure(known.recipe, rest, "show")
-    from tppo.runs import as_dict
+    from tppo.runs.folder import as_dict
 
     print(json.dumps(as_dict(config), indent=2))
     return 0
@@ -284,7 +284,7 @@ def _plan(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _study(known: argparse.Namespace, rest: list[str]) -> int:
-    from tppo.study_command import study
+    from tppo.studies.command import study
 
     return study(known)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tppo.advantages import length_adaptive_lambda
 from tppo.algorithms import Algorithm
+from tppo.maths.advantages import length_adaptive_lambda
 
 
 @dataclass(frozen=True)

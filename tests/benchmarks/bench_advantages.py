@@ -1,6 +1,6 @@
 """Times `egae` on flat ragged batches against the usual loop over time steps of a padded rectangle.
 
-    python tests/benchmarks/bench_advantages.py [--repeats 15] [--threads 1] [--device cpu]
+    python -m tests.benchmarks.bench_advantages [--repeats 15] [--threads 1] [--device cpu]
 
 Two loops, from the last column of the [B, T] rectangle to the first, as common trainers have them: one trusts that
 values and rewards are 0 in the padding, one carries its state over masked columns. All compute GAE of finished
@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tppo.advantages import egae
+from tppo.maths.advantages import egae
 
 GAMMA, LAM = 1.0, 0.998
 

@@ -1,6 +1,6 @@
 """What a checkpoint costs: how long training waits for it, and how large it is.
 
-    python tests/benchmarks/bench_checkpoint.py [--recipe toy-language] [--steps 20]
+    python -m tests.benchmarks.bench_checkpoint [--recipe toy-language] [--steps 20]
 
 Trains the recipe with a checkpoint at every step (the harshest case: each may have to wait for the one before). The
 stall is what training waits for: the copy of the state, and the end of the write before. The share at the recipe's own
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from tppo.checkpoint import Progress, capture
-from tppo.checkpoint_files import WINDOW
-from tppo.checkpoint_store import CheckpointStore
-from tppo.config import CheckpointOptions
-from tppo.parts import build_trainer
-from tppo.recipes import load_recipe
+from tppo.config.recipes import load_recipe
+from tppo.config.run import CheckpointOptions
+from tppo.runs.build import build_trainer
+from tppo.runs.checkpoint.contents import Progress, capture
+from tppo.runs.checkpoint.files import WINDOW
+from tppo.runs.checkpoint.store import CheckpointStore
 
 
 def main() -> None:

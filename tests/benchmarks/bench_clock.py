@@ -1,6 +1,6 @@
 """How fast the clock is, and what its closed forms save over pricing every decode step.
 
-    python tests/benchmarks/bench_clock.py
+    python -m tests.benchmarks.bench_clock
 
 Runs take turns; times are medians of five (smallest to largest).
 """
@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sim.clock import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Task, simulate
-from sim.clock_cost import RooflineCost
-from sim.clock_exact import expected
-from sim.clock_serve import DecodeTrace, Limits, serve
+from sim.clock.equilibrium import expected
+from sim.clock.roofline import RooflineCost
+from sim.clock.serving import DecodeTrace, Limits, serve
+from sim.clock.simulate import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Task, simulate
 
 CLUSTER = Cluster(MODELS["Qwen2.5-32B"], HARDWARE["H800"], gpus=64, tensor_parallel=8)
 LENGTHS = Lengths.log_normal(2000, 1.0, 24576)

@@ -1,8 +1,8 @@
 """What every rank does for itself in a step, beside models and engine, at the paper's scale.
 
-    python tests/benchmarks/bench_control.py [slots] [mean length]
+    python -m tests.benchmarks.bench_control [slots] [mean length]
 
-Each rank holds all responses in flight (`tppo.distributed`), so this time and memory does not shrink with more ranks.
+Each rank holds all responses in flight (`tppo.ranks.ranks`), so this time and memory does not shrink with more ranks.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from tppo.algorithms import tppo
-from tppo.estimate import estimate_advantages, value_targets
-from tppo.model_call import deal
+from tppo.algorithms.estimate import estimate_advantages, value_targets
+from tppo.loop.slots import SlotWindow
+from tppo.models.call import deal
 from tppo.types import Prompt, Response, Status, TokenBatch
-from tppo.window import SlotWindow
 
 WINDOW, CAP = 8192, 24576
 

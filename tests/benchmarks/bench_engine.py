@@ -1,6 +1,6 @@
 """Embedded engine against ``transformers`` generate, and selected logits against all logits, in one process.
 
-    python tests/benchmarks/bench_engine.py
+    python -m tests.benchmarks.bench_engine
 
 Runs take turns; the ratio of each pair is printed as median (smallest to largest).
 """
@@ -15,8 +15,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tppo.engines.base import GenerationRequest, Sampling
-from tppo.engines.torch_engine import TorchEngine
-from tppo.model_call import logprobs_of
+from tppo.engines.embedded import TorchEngine
+from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerPolicy
 from tppo.types import Prompt, Response, TokenBatch
 

@@ -1,4 +1,4 @@
-"""Time and memory of the exact solver on a large table. Run: python tests/benchmarks/bench_exact.py
+"""Time and memory of the exact solver on a large table. Run: python -m tests.benchmarks.bench_exact
 
 Every solve streams over time and keeps one time step, as a user of a table of this size would. The occupancy keeps its
 [H, S] result. Peak memory is that of the whole process, tables included.
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sim.estimators import iter_estimator_moments
-from sim.exact import evaluate, iter_evaluate, iter_optimum, lengths, softmax
-from sim.families import garnet
+from sim.exact.moments import iter_estimator_moments
+from sim.exact.values import evaluate, iter_evaluate, iter_optimum, lengths, softmax
+from sim.mdp.families import garnet
 
 
 def main() -> None:

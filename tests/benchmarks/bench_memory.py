@@ -1,6 +1,6 @@
 """Peak memory of the output head at 24k tokens x 152k words, and packed rows against padded ones.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_memory.py [head | packed]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_memory [head | packed]
 
 Head: log-probabilities, their sum as loss, and backward; float32, entropy off. "measured" is the growth of a fresh
 process's resident memory to its highest point; "tracked" counts the bytes of living tensors under FakeTensorMode, where
@@ -20,11 +20,11 @@ import time
 from pathlib import Path
 
 import torch
-from bench_engine import model, pairs
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from tppo.head import linear_scores
+from tests.benchmarks.bench_engine import model, pairs
+from tppo.models.head import linear_scores
 from tppo.models.transformer import TransformerPolicy
 
 TOKENS, WORDS, WIDTH, CHUNK = 24_576, 151_936, 64, 1024

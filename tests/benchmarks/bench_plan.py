@@ -1,8 +1,8 @@
 """What `tppo plan` says against what real training takes: memory of two CPU ranks, for models of three sizes.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_plan.py [--out paper_repro/evidence/plan] [CASE ...]
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_plan [--out paper_repro/evidence/plan] [CASE ...]
 
-Each case runs `tppo.update` for policy and critic, sharded over two real ranks (gloo), and reads what the kernel says:
+Each case runs `tppo.fit.update` for policy and critic, sharded over two real ranks (gloo), and reads the kernel:
 VmRSS between updates and VmHWM over one, less what the process held before there was a model. malloc is told to give
 memory back (MALLOC_MMAP_THRESHOLD_), so that what was freed is not counted. Writes plan.csv, plan.md and plan.png.
 """
@@ -82,7 +82,7 @@ def forget_peak() -> None:
 
 def planned(case: Case) -> dict[str, int]:
     """Bytes of one rank that the plan says, by PARTS."""
-    from tppo.config import Compute
+    from tppo.config.run import Compute
     from tppo.plan.track import Job, track
 
     compute = Compute(logit_chunk_tokens=case.chunk, recompute=case.recompute, dtype=case.dtype)  # type: ignore[arg-type]
@@ -102,13 +102,13 @@ def worker(case: Case, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from tppo.algorithms.base import PolicyLoss, ValueTarget
-    from tppo.config import Compute, Optimizer
-    from tppo.distributed import current, leave, shard
-    from tppo.estimate import Estimate
-    from tppo.models.pretrained import as_policy_and_critic
-    from tppo.optim import ModelOptimizer
+    from tppo.algorithms.estimate import Estimate
+    from tppo.config.run import Compute, Optimizer
+    from tppo.fit.optim import ModelOptimizer
+    from tppo.fit.update import update_critic, update_policy
+    from tppo.models.folder import as_policy_and_critic
+    from tppo.ranks.ranks import current, leave, shard
     from tppo.types import Prompt, Response, Status, TokenBatch
-    from tppo.update import update_critic, update_policy
 
     torch.set_num_threads(1)
     ranks = current()
@@ -211,7 +211,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# What `tppo plan` says, and what training takes",
         "",
         "Memory of one of two CPU ranks (gloo, FSDP2), in MiB: `tppo plan`'s tracker against the kernel's account of "
-        "real updates of policy and critic (`tppo.update`, two micro-batches a rank, AdamW), less what the process "
+        "real updates of policy and critic (`tppo.fit.update`, two micro-batches a rank, AdamW), less what the process "
         "held before there was a model. Both models are resident in every row.",
         "",
         f"Largest error: {worst[PARTS[0]]:.1%} between updates; {worst[PARTS[1]]:.1%} and {worst[PARTS[2]]:.1%} at "
@@ -229,7 +229,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         )
     lines += [
         "",
-        "Reproduce: `OMP_NUM_THREADS=1 python tests/benchmarks/bench_plan.py` (minutes on two cores, 8 GiB).",
+        "Reproduce: `OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_plan` (minutes on two cores, 8 GiB).",
         "",
         "Limits: two ranks and no GPU. A GPU's allocator rounds and fragments, and contexts and NCCL take memory that "
         "is no tensor: `tppo plan` sets `--reserve` aside for these, and nothing here measures whether that is enough. "
@@ -242,7 +242,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Planned beside measured, one panel a part."""
-    from tppo.studies import PALETTE, new_figure
+    from tppo.studies.study import PALETTE, new_figure
 
     figure = new_figure(11, 4)
     names = list(dict.fromkeys(r["case"] for r in rows))

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tppo.data import Finding, LoadReport, Problem, check_overlap, load_problems
+from tppo.data.problems import Finding, LoadReport, Problem, check_overlap, load_problems
+from tppo.data.sources import DAPO_PROMPT, Columns, DataSource, Policies
 from tppo.errors import ConfigError, DataError
-from tppo.sources import DAPO_PROMPT, Columns, DataSource, Policies
 
 DROP = Policies(**{f.name: "drop" for f in dataclasses.fields(Policies)})  # type: ignore[arg-type]
 STOP = Policies(**{f.name: "error" for f in dataclasses.fields(Policies)})  # type: ignore[arg-type]

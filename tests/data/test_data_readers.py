@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tppo.data import load_problems
+from tppo.data.problems import load_problems
+from tppo.data.sources import Columns, DataSource, Policies, dapo_math_17k
 from tppo.errors import ConfigError, DataError
-from tppo.sources import Columns, DataSource, Policies, dapo_math_17k
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in range(5)]
 
@@ -78,7 +78,7 @@ def test_jsonl_lines_are_physical_lines(tmp_path: Path) -> None:
 
 
 def test_jsonl_is_read_a_line_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tppo import sources
+    from tppo.data.problems import sources
 
     path = write_jsonl(tmp_path / "sums.jsonl", ROWS)
     parsed = []

@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from tppo.data import LoadReport, check_overlap, load_problems, to_prompts
+from tppo.data.problems import LoadReport, check_overlap, load_problems, to_prompts
+from tppo.data.sources import (
+    DAPO_PROMPT,
+    DataSource,
+    aime_2024,
+    amc23,
+    dapo_math_17k,
+    gsm8k,
+    lookup,
+    math500,
+    read_rows,
+)
 from tppo.errors import DataError
-from tppo.sources import DAPO_PROMPT, DataSource, aime_2024, amc23, dapo_math_17k, gsm8k, lookup, math500, read_rows
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data"
 

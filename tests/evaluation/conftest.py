@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from eval_models import save_model, save_problems
+
+from tests.support.eval_models import save_model, save_problems
 
 
 @pytest.fixture(scope="session")

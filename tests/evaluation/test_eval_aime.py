@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_models import PROBLEMS
 
-from paper_repro import eval_aime
-from paper_repro.eval_aime import EvalCommand, evaluate
+from paper_repro.comparisons import aime as eval_aime
+from paper_repro.comparisons.aime import EvalCommand, evaluate
+from tests.support.eval_models import PROBLEMS
 from tppo.errors import ConfigError, DataError
 from tppo.evaluation import model as model_part
 from tppo.evaluation.run import EvalSettings
@@ -62,7 +62,7 @@ def test_results(whole: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from paper_repro import eval_aime
+from paper_repro.comparisons import aime as eval_aime
 from tppo.evaluation.store import EvalFolder
 append, calls = EvalFolder.append, []
 

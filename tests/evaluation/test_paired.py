@@ -10,7 +10,7 @@ import pytest
 
 from tppo.errors import DataError
 from tppo.evaluation.paired import compare
-from tppo.scores import student_quantile
+from tppo.evaluation.scores import student_quantile
 
 
 def runs_of(*rows: str) -> dict[str, list[bool]]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tppo.scores import Ballot, avg_at, maj_at, pass_at, pass_rates, student_quantile, vote_key, wilson
+from tppo.evaluation.scores import Ballot, avg_at, maj_at, pass_at, pass_rates, student_quantile, vote_key, wilson
 
 HAND = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], dtype=bool)
 

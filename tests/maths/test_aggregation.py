@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import Ragged, flat, make, ragged
 
 import reference
-from tppo.losses import AGGREGATIONS, aggregate_count, aggregate_sum, ppo_loss, value_loss
+from tests.support.ragged_cases import Ragged, flat, make, ragged
+from tppo.maths.objectives import AGGREGATIONS, aggregate_count, aggregate_sum, ppo_loss, value_loss
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 MODES = st.sampled_from(AGGREGATIONS)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import UNIT, Ragged, flat, make, ragged
 
 import reference
-from tppo.advantages import discounted_returns, egae, gae
+from tests.support.ragged_cases import UNIT, Ragged, flat, make, ragged
+from tppo.maths.advantages import discounted_returns, egae, gae
 
 V = [0.2, 0.4, 0.5, 0.7]
 ONE = torch.tensor([0, 4])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from tppo.losses import kl_estimate, lm_loss, ppo_loss, truncated_importance_weights
+from tppo.maths.objectives import kl_estimate, lm_loss, ppo_loss, truncated_importance_weights
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 few = settings(derandomize=True, deadline=None, max_examples=100)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import LENGTHS
 
-from tppo.advantages import egae, segments
+from tests.support.ragged_cases import LENGTHS
+from tppo.maths.advantages import egae, segments
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)

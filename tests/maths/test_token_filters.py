@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import Ragged, flat, ragged
 
 import reference
-from tppo.advantages import egae
-from tppo.filters import shape_advantages, whiten, window_mask
+from tests.support.ragged_cases import Ragged, flat, ragged
+from tppo.maths.advantages import egae
+from tppo.maths.masks import shape_advantages, whiten, window_mask
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ragged_cases import UNIT, Ragged, flat, ragged
 
 import reference
-from tppo.advantages import discounted_returns, gae, lambda_returns, length_adaptive_lambda
+from tests.support.ragged_cases import UNIT, Ragged, flat, ragged
+from tppo.maths.advantages import discounted_returns, gae, lambda_returns, length_adaptive_lambda
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paper_repro.figure_panels import PANELS, phase_seconds, smooth
-from paper_repro.figures import main, write_all
-from paper_repro.run_records import Point, markdown, ratios, read_run, read_runs, table_of
+from paper_repro.reproduction.figures import main, write_all
+from paper_repro.reproduction.panels import PANELS, phase_seconds, smooth
+from paper_repro.reproduction.records import Point, markdown, ratios, read_run, read_runs, table_of
+from tppo.config.recipes import load_recipe
 from tppo.errors import ConfigError, DataError
-from tppo.recipes import load_recipe
-from tppo.train import run
+from tppo.runs.run import run
 
 
 @pytest.fixture(scope="module")

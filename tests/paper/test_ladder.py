@@ -11,19 +11,19 @@ import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
-from paper_repro.ladder import LADDER
-from paper_repro.pretrained import model_folder
-from paper_repro.pretrained_task import MathDataTask
-from paper_repro.shapes import POSITIONS, qwen2_config
-from paper_repro.shrunken import shrunken_folder
-from sim.clock_profiles import MODELS
+from paper_repro.models.known import model_folder
+from paper_repro.models.shapes import POSITIONS, qwen2_config
+from paper_repro.models.shrunken import shrunken_folder
+from paper_repro.recipes.qwen import LADDER
+from paper_repro.tasks.pretrained import MathDataTask
+from sim.clock.hardware import MODELS
 from tppo.cli import main
-from tppo.config import validate
+from tppo.config.recipes import load_recipe
+from tppo.config.run import validate
 from tppo.errors import ConfigError
-from tppo.models.pretrained import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
-from tppo.recipes import load_recipe
-from tppo.runs import as_dict
-from tppo.validation import Range, fields_of
+from tppo.models.folder import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
+from tppo.ranges import Range, fields_of
+from tppo.runs.folder import as_dict
 
 
 @pytest.mark.parametrize("name", sorted(LADDER))
@@ -57,7 +57,7 @@ def test_the_rival_differs_in_the_algorithm_alone(size: str) -> None:
 
 
 def test_the_paper_s_rung_has_the_paper_s_numbers() -> None:
-    """Those that its abstract, VAPO or the authors' port confirm; see the table in paper_repro/ladder.py."""
+    """Those that its abstract, VAPO or the authors' port confirm; see the table in paper_repro/recipes/qwen.py."""
     c = LADDER["qwen2.5-32b-tppo"]()
     assert (c.window, c.rollout.max_response_tokens, c.rollout.slots, c.rollout.group_size) == (8192, 24576, 8192, 16)
     assert (c.policy.lr, c.critic.lr, c.policy.mini_batch, c.policy.weight_decay) == (8e-7, 2e-6, 512, 0.1)

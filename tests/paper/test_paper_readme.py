@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paper_repro.eval_aime import EvalCommand
-from paper_repro.rungs import RUNGS, rung
+from paper_repro.comparisons.aime import EvalCommand
+from paper_repro.reproduction.pairs import RUNGS, rung
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "paper_repro" / "README.md").read_text()

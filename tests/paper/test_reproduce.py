@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from paper_repro import reproduce as module
-from paper_repro.reproduce import PARTS, Reproduction, Stopped, main, reproduce
-from paper_repro.rungs import RUNGS, parse_changes, rung
-from paper_repro.stages import Stage, digest_of_stage, on_main, run_stage
-from tppo.config import validate
+from paper_repro.reproduction import command as module
+from paper_repro.reproduction.command import PARTS, Reproduction, Stopped, main, reproduce
+from paper_repro.reproduction.pairs import RUNGS, parse_changes, rung
+from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
+from tppo.config.run import validate
 from tppo.errors import ConfigError, DataError
-from tppo.trainer import Trainer
+from tppo.loop.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -301,7 +301,7 @@ def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:
         on_main(Told(*zero.said), lambda: "")
 
 
-@pytest.mark.parametrize("name", ["launch_32b.sh", "reproduce_32b.slurm"])
+@pytest.mark.parametrize("name", ["launch/launch_32b.sh", "launch/reproduce_32b.slurm"])
 def test_launchers_are_sound_and_name_what_exists(name: str) -> None:
     path = ROOT / "paper_repro" / name
     subprocess.run(["bash", "-n", str(path)], check=True)
@@ -309,6 +309,6 @@ def test_launchers_are_sound_and_name_what_exists(name: str) -> None:
     text = path.read_text()
     assert "set -euo pipefail" in text
     if name.endswith(".sh"):
-        assert "-m paper_repro.reproduce" in text
+        assert "-m paper_repro.reproduction.command" in text
         [listed] = [line for line in text.splitlines() if line.startswith("STAGES=")]
         assert tuple(listed.partition(":-")[2].strip('}"').split()) == PARTS

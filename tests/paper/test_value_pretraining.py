@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-import tppo.train
-from paper_repro.recipes import token_mdp_ppo
-from tppo.checkpoint import Progress, load_critic
-from tppo.checkpoint_store import newest
-from tppo.config import RunConfig, ValueStop, validate
+import tppo.runs.run
+from paper_repro.recipes.small import token_mdp_ppo
+from tppo.config.run import RunConfig, ValueStop, validate
 from tppo.errors import ConfigError
-from tppo.parts import build_trainer
-from tppo.train import run
-from tppo.trainer import Trainer
-from tppo.value_pretraining import find_critic, note, start_critic, why_stop
+from tppo.loop.trainer import Trainer
+from tppo.runs.build import build_trainer
+from tppo.runs.checkpoint.contents import Progress, load_critic
+from tppo.runs.checkpoint.store import newest
+from tppo.runs.run import run
+from tppo.runs.value_pretraining import find_critic, note, start_critic, why_stop
 
 
 def pretraining(**changes: Any) -> RunConfig:
@@ -156,7 +156,7 @@ def test_a_critic_that_cannot_be_used_is_refused(
 ) -> None:
     (tmp_path / "empty").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(tppo.train, "build_trainer", lambda config: pytest.fail("a model was built"))
+        patch.setattr(tppo.runs.run, "build_trainer", lambda config: pytest.fail("a model was built"))
         for where, says in (("nowhere", "the folder of a run"), ("empty", "a folder with a sound checkpoint")):
             with pytest.raises(ConfigError, match=says) as caught:
                 run(pretraining(critic_start=str(tmp_path / where)), tmp_path / "r", progress=False)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.clock import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Partial, Task, rollout, simulate
-from sim.clock_async import simulate_async
-from sim.clock_cost import RooflineTraining
-from sim.clock_exact import expected
-from sim.clock_fit import FittedCost
-from sim.clock_serve import Limits, serve
+from sim.clock.asynchronous import simulate_async
+from sim.clock.equilibrium import expected
+from sim.clock.fitted import FittedCost
+from sim.clock.roofline import RooflineTraining
+from sim.clock.serving import Limits, serve
+from sim.clock.simulate import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Partial, Task, rollout, simulate
 
 CLUSTER = Cluster(MODELS["Qwen2.5-7B"], HARDWARE["H800"], gpus=16, tensor_parallel=2)
 LENGTHS = Lengths.log_normal(300, 1.0, 4000)

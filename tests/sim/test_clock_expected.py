@@ -7,11 +7,11 @@ from itertools import islice, product
 import numpy as np
 import pytest
 
-from sim.clock import PPO, TPPO, Lengths, Machine, Task, rollout, simulate
-from sim.clock_exact import expected
-from sim.clock_fit import FittedCost
-from sim.clock_schedules import trace_of
-from sim.clock_serve import serve
+from sim.clock.equilibrium import expected
+from sim.clock.fitted import FittedCost
+from sim.clock.schedules import trace_of
+from sim.clock.serving import serve
+from sim.clock.simulate import PPO, TPPO, Lengths, Machine, Task, rollout, simulate
 
 SMALL = Lengths.sample([1, 2, 2, 5, 9], name="small")
 TAILED = Task(Lengths.log_normal(60, 1.2, 900), slots=48, prompt_tokens=30)

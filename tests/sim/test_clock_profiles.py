@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sim.clock import HARDWARE, MODELS, Cluster, Efficiency, Hardware, Lengths, ModelProfile
+from sim.clock.simulate import HARDWARE, MODELS, Cluster, Efficiency, Hardware, Lengths, ModelProfile
 
 PUBLISHED = {  # billions, as printed on the model cards
     "Qwen2.5-0.5B": 0.49, "Qwen2.5-1.5B": 1.54, "Qwen2.5-7B": 7.61, "Qwen2.5-14B": 14.7, "Qwen2.5-32B": 32.5,

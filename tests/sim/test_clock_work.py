@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.clock_cost import sum_of_larger
-from sim.clock_fit import FEATURES, FittedCost, fit_cost, non_negative_least_squares
-from sim.clock_profiles import ModelProfile
-from sim.clock_serve import DecodeTrace, Limits, padded_prefill, serve, tokens_by
+from sim.clock.fitted import FEATURES, FittedCost, fit_cost, non_negative_least_squares
+from sim.clock.hardware import ModelProfile
+from sim.clock.roofline import sum_of_larger
+from sim.clock.serving import DecodeTrace, Limits, padded_prefill, serve, tokens_by
 
 REQUESTS = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 12)), min_size=1, max_size=9)
 
@@ -91,7 +91,7 @@ def test_prefill_of_the_embedded_engine() -> None:
     """The rectangles that the engine itself makes."""
     torch = pytest.importorskip("torch")
     from tppo.engines.base import GenerationRequest
-    from tppo.engines.torch_engine import TorchEngine
+    from tppo.engines.embedded import TorchEngine
 
     class Nothing(torch.nn.Module):
         vocab_size = 2

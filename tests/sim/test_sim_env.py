@@ -3,14 +3,14 @@
 import gymnasium
 import numpy as np
 import pytest
-import sim_brute_force as brute
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import sim.env
-from sim.env import TokenEnv, TokenVectorEnv
-from sim.exact import evaluate
-from sim.families import FAMILIES, combination_lock, garnet, noisy_policy, tailed_length
+import sim.mdp.env
+from sim.exact.values import evaluate
+from sim.mdp.env import TokenEnv, TokenVectorEnv
+from sim.mdp.families import FAMILIES, combination_lock, garnet, noisy_policy, tailed_length
+from tests.support import sim_brute_force as brute
 
 IDS = ["sim/Garnet-v0", "sim/ReasoningLadder-v0", "sim/CombinationLock-v0", "sim/TailedLength-v0"]
 
@@ -26,10 +26,10 @@ def test_gymnasiums_checker_finds_nothing(env_id, observe_time):
 
 def test_every_family_is_registered_and_the_module_prefix_works():
     assert len(FAMILIES) == len(IDS)
-    env = gymnasium.make("sim.env:sim/TailedLength-v0", tail=2.0, max_demand=5)
+    env = gymnasium.make("sim.mdp.env:sim/TailedLength-v0", tail=2.0, max_demand=5)
     assert env.unwrapped.mdp.num_states == 6
     before = dict(gymnasium.registry)
-    sim.env.register()
+    sim.mdp.env.register()
     assert dict(gymnasium.registry) == before
 
 

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-import sim_brute_force as brute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import exact
-from sim.estimators import estimator_moments, iter_estimator_moments
-from sim.exact import evaluate, lengths, softmax, softmax_policy_gradient
-from sim.families import combination_lock, garnet, reasoning_ladder, tailed_length
-from sim.token_mdp import TokenMDP
+from sim.exact.moments import estimator_moments, iter_estimator_moments
+from sim.exact.values import evaluate, lengths, softmax, softmax_policy_gradient
+from sim.mdp.families import combination_lock, garnet, reasoning_ladder, tailed_length
+from sim.mdp.table import TokenMDP
+from tests.support import sim_brute_force as brute
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 CHOICES = [

@@ -4,13 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-import sim_brute_force as brute
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim import exact
-from sim.exact import (
+from sim.exact.values import (
     evaluate,
     iter_evaluate,
     iter_optimum,
@@ -20,8 +19,9 @@ from sim.exact import (
     softmax,
     softmax_policy_gradient,
 )
-from sim.families import garnet, reasoning_ladder
-from sim.token_mdp import TokenMDP
+from sim.mdp.families import garnet, reasoning_ladder
+from sim.mdp.table import TokenMDP
+from tests.support import sim_brute_force as brute
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 

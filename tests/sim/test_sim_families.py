@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from sim_brute_force import random_policy
 
-from sim.exact import evaluate, lengths, optimum
-from sim.families import FAMILIES, combination_lock, garnet, noisy_policy, reasoning_ladder, tailed_length
+from sim.exact.values import evaluate, lengths, optimum
+from sim.mdp.families import FAMILIES, combination_lock, garnet, noisy_policy, reasoning_ladder, tailed_length
+from tests.support.sim_brute_force import random_policy
 
 DETERMINISTIC = {
     "garnet": lambda seed: garnet(9, 4, 1, 10, seed=seed, stop_token=True),

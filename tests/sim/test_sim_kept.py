@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import sim_brute_force as brute
 
 from sim import exact
-from sim.estimators import estimator_moments
-from sim.families import combination_lock
-from sim.kept import kept_moments
+from sim.exact.filtered import kept_moments
+from sim.exact.moments import estimator_moments
+from sim.mdp.families import combination_lock
+from tests.support import sim_brute_force as brute
 
 
 def kept(steps: brute.Response, t: int, window: int, ignore_last: int, horizon: int) -> bool:

@@ -9,13 +9,13 @@ import functools
 
 import numpy as np
 import pytest
-import sim_brute_force as brute
 import torch
 
-from sim.estimators import estimator_moments
-from sim.exact import evaluate, lengths
-from sim.families import garnet, reasoning_ladder
-from tppo.advantages import egae
+from sim.exact.moments import estimator_moments
+from sim.exact.values import evaluate, lengths
+from sim.mdp.families import garnet, reasoning_ladder
+from tests.support import sim_brute_force as brute
+from tppo.maths.advantages import egae
 
 FALSE_ALARM = 1e-6
 RESPONSES = 100_000
@@ -46,7 +46,7 @@ def sampled(name):
 
 
 def through_the_library(name, critic_HS, *, window, boundary, gamma, lam):
-    """[B, H] advantages by `tppo.advantages.egae`, every window of every response one ragged segment."""
+    """[B, H] advantages by `tppo.maths.advantages.egae`, every window of every response one ragged segment."""
     mdp, _, (alive, state, _, reward, after) = sampled(name)
     advantages = np.full(alive.shape, np.nan)
     for first in range(0, mdp.horizon, window):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_brute_force import SMALL, bernstein
 
-from sim.families import garnet, reasoning_ladder
-from sim.token_mdp import TokenMDP
+from sim.mdp.families import garnet, reasoning_ladder
+from sim.mdp.table import TokenMDP
+from tests.support.sim_brute_force import SMALL, bernstein
 
 
 def table(**changes):

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-import paper_repro.studies.clock as study
-from paper_repro.studies import clock_measure
-from paper_repro.studies.clock_cells import CAP, Grid, speed_up_cell
-from paper_repro.studies.clock_measure import Plan, measure, plans, read_measurements, write_measurements
-from paper_repro.studies.clock_validate import validate, work
-from sim.clock import Lengths
-from sim.clock_fit import FittedCost
+import paper_repro.studies.time.clock as study
+from paper_repro.studies.time import measure as clock_measure
+from paper_repro.studies.time.cells import CAP, Grid, speed_up_cell
+from paper_repro.studies.time.measure import Plan, measure, plans, read_measurements, write_measurements
+from paper_repro.studies.time.validate import validate, work
+from sim.clock.fitted import FittedCost
+from sim.clock.simulate import Lengths
 from tppo.errors import ConfigError, DataError
-from tppo.studies import resolve, run_study
+from tppo.studies.study import resolve, run_study
 
 PRICES = {
     "torch": FittedCost(3e-3, 2e-3, 3e-5, 5e-5, 4e-7, 3e-5, 1e-9, few_rows=8, padded=True),

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from paper_repro.studies import bias, gradient, last_m
-from paper_repro.studies.sampling import Shaping, estimates, sample, shaped
-from paper_repro.studies.statistics import mean_interval
-from paper_repro.studies.tables import CRITICS, ESTIMATORS, Table, choices, critic, moments, rms, tables, visits
-from paper_repro.studies.updates import cosine, direction, expected_update, row_squares, true_gradient, update
+from paper_repro.studies.exact import bias, gradient, last_m
+from paper_repro.studies.exact.sampling import Shaping, estimates, sample, shaped
+from paper_repro.studies.exact.tables import CRITICS, ESTIMATORS, Table, choices, critic, moments, rms, tables, visits
+from paper_repro.studies.exact.updates import cosine, direction, expected_update, row_squares, true_gradient, update
+from paper_repro.studies.intervals import mean_interval
 from sim import exact
-from sim.token_mdp import TERMINAL, TokenMDP
-from tppo.studies import Progress, StudyOptions
-from tppo.study_folder import read_study
+from sim.mdp.table import TERMINAL, TokenMDP
+from tppo.studies.folder import read_study
+from tppo.studies.study import Progress, StudyOptions
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
 TABLES = tables()

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paper_repro.studies import bootstrap, learning, transient
-from paper_repro.studies.learning import Run, Truth, heavy_tailed, train
-from paper_repro.token_mdp_task import TokenMDPTask
+from paper_repro.studies.learning import bootstrap, transient
+from paper_repro.studies.learning import trials as learning
+from paper_repro.studies.learning.trials import Run, Truth, heavy_tailed, train
+from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
-from tppo.config import validate
-from tppo.parts import build_trainer
-from tppo.studies import Progress, StudyOptions, StudyResult
+from tppo.config.run import validate
+from tppo.runs.build import build_trainer
+from tppo.studies.study import Progress, StudyOptions, StudyResult
 
 TINY: dict[str, dict[str, Any]] = {
     "window": {"TOKENS": 500},

@@ -9,14 +9,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import toy_studies
-from browser import measure
 
-from paper_repro.studies.statistics import mean_interval
+from paper_repro.studies.intervals import mean_interval
+from tests.support import toy_studies
+from tests.support.browser import measure
 from tppo.cli import main
 from tppo.errors import ConfigError
-from tppo.studies import Progress, Study, StudyOptions, StudyResult, resolve, run_study
-from tppo.study_page import inline, write_page
+from tppo.studies.page import inline, write_page
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, resolve, run_study
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
 NINE = ("bias", "gradient", "last-m", "window", "zero-critic", "ablation", "staleness", "transient", "clock")

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import toy_studies
 
-from paper_repro.studies.statistics import mean_interval, t_quantile
+from paper_repro.studies.intervals import mean_interval, t_quantile
+from tests.support import toy_studies
 from tppo.cli import main
 from tppo.errors import ConfigError
-from tppo.studies import Progress, StudyOptions, load_study, resolve, run_study, study_entry_points
-from tppo.study_folder import FILES, read_study
+from tppo.studies.folder import FILES, read_study
+from tppo.studies.study import Progress, StudyOptions, load_study, resolve, run_study, study_entry_points
 
 NINE = {"bias", "gradient", "last-m", "window", "zero-critic", "ablation", "staleness", "transient", "clock"}
 
@@ -30,7 +30,7 @@ def test_the_nine_studies_are_registered() -> None:
 
 
 def test_the_library_of_studies_loads_no_torch() -> None:
-    code = "import sys, tppo.studies, tppo.study_page, tppo.study_command; print({'torch', 'sim'} & set(sys.modules))"
+    code = "import sys; from tppo.studies import command, page, study; print({'torch', 'sim'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import TOY, WORKER, succeed, torchrun
 
-from paper_repro.reproduce import STOPPED
-from tppo.rollout_files import read_responses
-from tppo.runs import read_metrics
-from tppo.sources import DAPO_PROMPT, SLOT
+from paper_repro.reproduction.command import STOPPED
+from tests.support.launch import TOY, WORKER, succeed, torchrun
+from tppo.data.sources import DAPO_PROMPT, SLOT
+from tppo.runs.checkpoint.responses import read_responses
+from tppo.runs.folder import read_metrics
 
 pytestmark = pytest.mark.vllm
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -58,7 +58,7 @@ def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: P
     assert len(read_metrics(run / "metrics.jsonl")) == 2
     assert len(list((run / "checkpoints" / "step-00000002" / "tensors").iterdir())) == 2  # one file a rank
 
-    succeed(torchrun(1, ["-m", "paper_repro.reproduce", *argv]))
+    succeed(torchrun(1, ["-m", "paper_repro.reproduction.command", *argv]))
     done = stages_done(out)
     assert done.keys() == {
         *("data", "value", "tppo-seed0", "ppo-seed0", "figures"),

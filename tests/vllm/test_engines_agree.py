@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_lm
 from scipy import stats
 
-from tppo.config import VllmOptions
+from tests.support.helpers import tiny_lm
+from tppo.config.run import VllmOptions
 from tppo.engines.base import Engine, GenerationRequest, Sampling
-from tppo.engines.torch_engine import TorchEngine
+from tppo.engines.embedded import TorchEngine
+from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
 from tppo.types import Prompt
-from tppo.window import SlotWindow
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 CONTEXT = (1, 2, 3)
@@ -26,7 +26,7 @@ CONTEXT = (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TransformerPolicy, dict[str, Engine]]]:
-    from tppo.engines.vllm_engine import VllmEngine
+    from tppo.engines.vllm import VllmEngine
 
     folder = tmp_path_factory.mktemp("model")
     model = tiny_lm("qwen2", tied=True, head_dim=32)

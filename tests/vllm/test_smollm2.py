@@ -7,10 +7,10 @@ import importlib.util
 from typing import Any
 
 import pytest
-from helpers import states_equal
 
-from paper_repro.recipes import smollm2_135m
-from tppo.parts import build_trainer
+from paper_repro.recipes.small import smollm2_135m
+from tests.support.helpers import states_equal
+from tppo.runs.build import build_trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

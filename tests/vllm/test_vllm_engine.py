@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import tiny_lm
 
-from tppo.config import VllmOptions
+from tests.support.helpers import tiny_lm
+from tppo.config.run import VllmOptions
 from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.probe import probe
 from tppo.errors import EngineError
+from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
 from tppo.types import Prompt, Status
-from tppo.window import SlotWindow
 
 pytestmark = [
     pytest.mark.vllm,
@@ -28,7 +28,7 @@ KINDS = [("qwen2", True), ("qwen2", False), ("qwen3", False), ("llama", False)]
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda p: f"{p[0]}-{'tied' if p[1] else 'untied'}")
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    from tppo.engines.vllm_engine import VllmEngine
+    from tppo.engines.vllm import VllmEngine
 
     kind, tied = request.param
     folder = tmp_path_factory.mktemp(kind)
@@ -156,7 +156,7 @@ class Sleeper:
 
 def test_memory_is_given_back_after_a_generation_and_taken_before_weights() -> None:
     """The order that vLLM asks for: weights' memory, weights, then the cache's. Nothing is generated while asleep."""
-    from tppo.engines.vllm_engine import VllmEngine
+    from tppo.engines.vllm import VllmEngine
 
     engine: Any = object.__new__(VllmEngine)
     engine.llm, engine._own_process, engine._sleeps, engine._asleep = Sleeper(), False, True, False

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eval_models import save_model, save_problems
 
-from paper_repro.eval_aime import EvalCommand, evaluate
-from tppo.config import VllmOptions
+from paper_repro.comparisons.aime import EvalCommand, evaluate
+from tests.support.eval_models import save_model, save_problems
+from tppo.config.run import VllmOptions
 from tppo.evaluation.run import EvalSettings
 
 pytestmark = [

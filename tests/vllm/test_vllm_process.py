@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import tiny_lm
 
-from tppo.config import VllmOptions
+from tests.support.helpers import tiny_lm
+from tppo.config.run import VllmOptions
 from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
 from tppo.engines.probe import probe
 from tppo.engines.restarting import RestartingEngine
@@ -53,7 +53,7 @@ class Setup:
         self.processes: list[set[int]] = []
 
     def start(self) -> Engine:
-        from tppo.engines.vllm_engine import VllmEngine
+        from tppo.engines.vllm import VllmEngine
 
         before = children()
         engine = VllmEngine(self.folder, OPTIONS, dtype="float32", seed=0)

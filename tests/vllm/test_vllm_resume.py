@@ -18,13 +18,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from crashes import newest_tensors, without_timings
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tppo.checkpoint_store import FOLDER, listed
-from tppo.rollout_files import read_responses
-from tppo.runs import read_metrics
+from tests.support.crashes import newest_tensors, without_timings
+from tppo.runs.checkpoint.responses import read_responses
+from tppo.runs.checkpoint.store import FOLDER, listed
+from tppo.runs.folder import read_metrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]  # vLLM's own warnings
 STEPS = 5
@@ -54,9 +54,9 @@ from tppo.cli import main
 raise SystemExit(main(sys.argv[5:]))
 """
 MOMENTS = {
-    "after vLLM answered": ("tppo.engines.vllm_engine", "", "_continuation", "60"),
-    "mid-checkpoint": ("tppo.checkpoint_files", "", "publish", "4"),
-    "mid-update": ("tppo.optim", "ModelOptimizer", "step", "5"),
+    "after vLLM answered": ("tppo.engines.vllm", "", "_continuation", "60"),
+    "mid-checkpoint": ("tppo.runs.checkpoint.files", "", "publish", "4"),
+    "mid-update": ("tppo.fit.optim", "ModelOptimizer", "step", "5"),
 }
 
 
@@ -119,8 +119,8 @@ def test_killed_and_resumed(moment: str, undisturbed: Path, tmp_path: Path) -> N
 def test_an_exported_checkpoint_is_loaded_by_vllm(undisturbed: Path, tmp_path: Path) -> None:
     """The export's own weights, by vLLM and by transformers, to float32 round-off of one another."""
     from tppo.cli import main
-    from tppo.config import VllmOptions
-    from tppo.engines.vllm_engine import VllmEngine
+    from tppo.config.run import VllmOptions
+    from tppo.engines.vllm import VllmEngine
 
     before = os.environ.get("TPPO_CACHE")
     os.environ["TPPO_CACHE"] = str(undisturbed.with_name("cache"))

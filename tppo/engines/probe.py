@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
-from tppo.distributed import current
 from tppo.engines.base import Engine
 from tppo.errors import EngineError
-from tppo.model_call import placement
 from tppo.models.base import Model, PolicyModel
+from tppo.models.call import placement
+from tppo.ranks.ranks import current
 
 PROBE_TOKENS = 8
 

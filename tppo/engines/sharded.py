@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from tppo.distributed import Ranks, current
 from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.ranks.ranks import Ranks, current
 
 
 class ShardedEngine:

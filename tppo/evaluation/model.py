@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from tppo.config import VllmOptions
-from tppo.data import Problem, to_prompts
+from tppo.config.run import VllmOptions
+from tppo.data.problems import Problem, to_prompts
 from tppo.engines.base import Engine
 from tppo.errors import ConfigError
-from tppo.models.pretrained import chat_text, check_folder, context_length, end_tokens, load_tokenizer
+from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer
 from tppo.types import Prompt
 
 EngineName = Literal["torch", "vllm"]
@@ -92,15 +92,15 @@ def open_engine(
     Raises ConfigError for an absent device, for vLLM that is absent, and for a model the engine cannot run.
     """
     if name == "vllm":
-        from tppo.engines.vllm_engine import VllmEngine
+        from tppo.engines.vllm import VllmEngine
 
         return VllmEngine(folder, options, dtype=dtype, seed=seed)
     import torch
 
-    from tppo.engines.torch_engine import TorchEngine
-    from tppo.models.pretrained import load_causal_lm
+    from tppo.engines.embedded import TorchEngine
+    from tppo.models.folder import load_causal_lm
     from tppo.models.transformer import TransformerPolicy
-    from tppo.parts import pick_device
+    from tppo.runs.build import pick_device
 
     place = pick_device(device)
     return TorchEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)

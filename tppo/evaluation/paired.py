@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tppo.errors import DataError
-from tppo.scores import Z, rate_variance, smoothed, student_quantile
+from tppo.evaluation.scores import Z, rate_variance, smoothed, student_quantile
 
 EXACT = 12
 """Up to so many problems that differ, all sign patterns are tried instead of random ones."""
@@ -49,8 +49,8 @@ def compare(
 
     95% intervals: total is Agresti and Min's (2005) for matched pairs, with Student's quantile: it adds two problems at
     which both runs have rate 1/2 (for single samples that is half a pair of each kind), so no two runs are ever known
-    to be equal. Sampling is normal, with the smoothed variance of ``tppo.scores``. Raises DataError when the problems
-    are not the same.
+    to be equal. Sampling is normal, with the smoothed variance of ``tppo.evaluation.scores``. Raises DataError when the
+    problems are not the same.
     """
     if set(run_a) != set(run_b) or not run_a:
         only = [sorted(set(x) - set(y)) for x, y in ((run_a, run_b), (run_b, run_a))]

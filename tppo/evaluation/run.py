@@ -15,10 +15,10 @@ from tqdm import tqdm
 from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
 from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
-from tppo.math_grader import extract_answers
-from tppo.rewards import SubmittingReward
+from tppo.grading.grader import SubmittingReward
+from tppo.grading.mathematics import extract_answers
+from tppo.ranges import Range
 from tppo.types import Prompt
-from tppo.validation import Range
 
 _UID_BASE = 2**62  # evaluation never shares a random number with training
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
-from tppo.head import single_linear
 from tppo.models.base import Model
+from tppo.models.head import single_linear
 from tppo.models.packed import accept_packed, packed_hidden
 
 

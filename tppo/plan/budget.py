@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tppo.config import RunConfig
+from tppo.config.run import RunConfig
 from tppo.plan.engine import EngineMemory
 from tppo.plan.track import Figures
 

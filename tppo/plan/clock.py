@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
-from tppo.config import RunConfig
+from tppo.config.run import RunConfig
 
 GROUP = "tppo.plan"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tppo.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tppo.config import ModelShape, RunConfig
+    from tppo.config.run import ModelShape, RunConfig
     from tppo.plan.budget import Budget
     from tppo.plan.report import Plan
     from tppo.plan.search import Arrangement

@@ -6,8 +6,8 @@ import dataclasses
 from array import array
 from dataclasses import dataclass
 
-from tppo.config import RunConfig
-from tppo.engines.memory_plan import BYTES, GIB, MemoryPlan
+from tppo.config.run import RunConfig
+from tppo.engines.memory import BYTES, GIB, MemoryPlan
 from tppo.plan.formula import Sizes
 
 WORKSPACE = 2 * GIB

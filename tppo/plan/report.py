@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tppo.config import RunConfig
-from tppo.engines.memory_plan import GIB
+from tppo.config.run import RunConfig
+from tppo.engines.memory import GIB
 from tppo.plan.budget import Budget
 from tppo.plan.clock import TimeAnswer
 from tppo.plan.engine import HostMemory
@@ -137,7 +137,7 @@ def _verdict(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything; sizes in bytes, times in seconds."""
-    from tppo.runs import as_dict
+    from tppo.runs.folder import as_dict
 
     def of(budget: Budget) -> dict[str, Any]:
         return {

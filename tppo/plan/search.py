@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tppo.config import RunConfig
+from tppo.config.run import RunConfig
 from tppo.plan.budget import Budget
 
 GPUS_PER_HOST = 8

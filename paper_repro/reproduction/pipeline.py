@@ -1,0 +1,181 @@
+"""Stages of a long piece of work: each has a folder, is done once, and is never done silently with other inputs.
+
+    DIR/NAME/inputs.json   what the stage is made from, written when it begins
+    DIR/NAME/done.json     the digest of the inputs and what came out, written when it is done
+
+A stage with a done.json of the same inputs is skipped. With other inputs, begun or done, it is refused, with the fields
+that changed (one that is cheap is done again): results that do not belong together never end up in one table. A stage's
+digest goes into the inputs of the stages that build on it.
+
+Every rank calls everything here; rank 0 alone reads and writes the files, and what it finds, an error too, is told to
+all, so that no rank waits for one that has stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from tppo.errors import ConfigError, DataError, TPPOError
+
+T = TypeVar("T")
+INPUTS, DONE = "inputs.json", "done.json"
+
+
+class Ranks(Protocol):
+    """What is needed of ``tppo.ranks.ranks``."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+
+    def broadcast(self, obj: Any) -> Any:
+        """Rank 0's object, on every rank."""
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """name: of its folder. inputs: everything that decides what comes out, as JSON; called on rank 0. work: called with
+    the folder on every rank, returns what done.json keeps; it may find its own half-done work there and goes on.
+    cheap: with other inputs it is done again instead of refused.
+    """
+
+    name: str
+    inputs: Callable[[], Mapping[str, Any]]
+    work: Callable[[Path], Mapping[str, Any]]
+    cheap: bool = False
+
+
+def run_stage(stage: Stage, out: Path, ranks: Ranks) -> bool:
+    """Do the stage unless it is done. Returns whether it was done now.
+
+    Raises ConfigError when it was begun or done with other inputs, and whatever its work raises; then it is not done.
+    """
+    folder = out / stage.name
+    if on_main(ranks, lambda: _begin(folder, stage.inputs(), stage.cheap)):
+        return False
+    result = stage.work(folder)
+    on_main(ranks, lambda: _finish(folder, result))
+    ranks.barrier()
+    return True
+
+
+def digest_of_stage(out: Path, name: str) -> str:
+    """The digest of a stage that is done. Raises ConfigError when it is not: another must come first."""
+    return str(_done(out / name, needed=True)["digest"])
+
+
+def result_of_stage(out: Path, name: str) -> dict[str, Any]:
+    """What a stage that is done has kept. Raises ConfigError when it is not done."""
+    return dict(_done(out / name, needed=True)["result"])
+
+
+def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Do something on rank 0 and return its result on every rank. What it raises is raised on every rank: a ConfigError
+    as itself, another TPPOError or an OSError as DataError.
+    """
+    told: tuple[str, Any] = ("nothing", None)
+    if ranks.main:
+        try:
+            told = ("result", action())
+        except ConfigError as error:
+            told = ("refused", (error.field, error.found, error.expected, error.remedy))
+        except (TPPOError, OSError) as error:
+            told = ("failed", str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")
+    kind, value = ranks.broadcast(told)
+    if kind == "refused":
+        raise ConfigError(*value)
+    if kind == "failed":
+        raise DataError(value)
+    return value
+
+
+def digest(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON, whatever the order of its keys.
+
+    >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
+    True
+    """
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all. Raises OSError."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _begin(folder: Path, inputs: Mapping[str, Any], cheap: bool) -> bool:
+    """Whether the stage is done already; if it was never begun, it begins now."""
+    known = folder / INPUTS
+    if cheap and known.exists() and _differences(_read(known), json.loads(json.dumps(inputs))):
+        (folder / DONE).unlink(missing_ok=True)
+        known.unlink()
+    if known.exists():
+        if changed := _differences(_read(known), json.loads(json.dumps(inputs))):
+            shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+            raise ConfigError(
+                "out", str(folder), f"a stage with the same inputs, but these changed: {shown}",
+                f"set them back, choose another folder, or remove {folder} and what was made from it",
+            )  # fmt: skip
+        return (folder / DONE).exists() and bool(_done(folder, needed=False))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(known, inputs)
+    except OSError as error:
+        raise ConfigError("out", str(folder), "a folder that can be written", str(error)) from None
+    return False
+
+
+def _finish(folder: Path, result: Mapping[str, Any]) -> None:
+    inputs = _read(folder / INPUTS)
+    write_json(folder / DONE, {"digest": digest(inputs), "result": dict(result)})
+
+
+def _done(folder: Path, *, needed: bool) -> dict[str, Any]:
+    path = folder / DONE
+    if needed and not path.exists():
+        raise ConfigError("stages", folder.name, "a stage that is done", "run it first; the stages before it too")
+    done = _read(path)
+    if done.get("digest") != digest(_read(folder / INPUTS)):
+        raise DataError(
+            f"{path} does not belong to {folder / INPUTS}: were they edited? Remove {folder} to do it again"
+        )
+    return done
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove {path.parent} to do the stage again") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object; remove {path.parent} to do the stage again")
+    return found
+
+
+def _differences(one: Any, two: Any, path: str = "") -> list[str]:
+    """Dotted names of the leaves that differ.
+
+    >>> _differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2, "d": 4})
+    ['a.b', 'd']
+    """
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = sorted(one.keys() | two.keys())
+        absent = object()
+        inside = [_differences(one.get(k, absent), two.get(k, absent), f"{path}.{k}" if path else k) for k in keys]
+        return [name for names in inside for name in names]
+    return [] if one == two else [path]

@@ -1,0 +1,199 @@
+"""Pretrained language models as tasks: prompts through the model's chat template, answers judged by math-verify.
+
+One class for problems from files or the hub, at any scale; one for word problems made by rule, for a run in an hour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from paper_repro.models.known import SMOLLM2, model_folder, model_shape
+from paper_repro.tasks.word_problems import WordProblems
+from tppo.config.run import ModelShape, RunConfig, TaskConfig
+from tppo.data.problems import PromptStream, check_overlap, load_problems, to_prompts
+from tppo.data.sources import SLOT, DataSource, Policy, aime_2024, dapo_math_17k
+from tppo.data.workload import Workload
+from tppo.errors import ConfigError
+from tppo.ranges import Range
+from tppo.types import Prompt
+
+if TYPE_CHECKING:
+    from tppo.data.problems import Problem
+
+Encoder = Callable[[Sequence["Problem"], str, Policy], list[Prompt]]
+"""(problems, prompt template, what to do about overlong ones) to prompts."""
+Prompts = Callable[[int], Prompt]
+
+
+@dataclass(frozen=True)
+class PretrainedTask(TaskConfig):
+    """A model, how it is asked, and how it is judged. Subclasses bring the problems."""
+
+    model: str = SMOLLM2
+    """'smollm2-135m', a model folder, a name on the hub, or 'shrunken:NAME' for a small random model."""
+    system: str = ""
+    """System message; empty leaves it to the model's chat template."""
+    example_question: str = ""
+    """A worked example before every problem, as an earlier turn of the conversation; empty is none."""
+    example_answer: str = ""
+    """The answer of the worked example."""
+    max_prompt_tokens: Annotated[int, Range(1, unit="tokens")] = 1024
+    """Longest prompt, chat template and example included."""
+    grader_workers: Annotated[int, Range(1, unit="processes")] = 1
+    """Processes that judge answers."""
+    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
+    """Limit of one verdict; a text that takes longer scores zero and is counted."""
+
+    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+        """Training prompts, held-out prompts, and reference answers to check before training."""
+        raise NotImplementedError(f"{type(self).__name__} must define problems()")
+
+    def build(self, config: RunConfig) -> Workload:
+        """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
+        from tppo.grading.mathematics import MathReward
+        from tppo.models.base import PolicyModel
+        from tppo.models.folder import (
+            chat_text,
+            context_length,
+            end_tokens,
+            export,
+            fill,
+            load_tokenizer,
+            policy_and_critic,
+        )
+        from tppo.ranks.ranks import current
+
+        folder = current().main_first(lambda: model_folder(self.model))
+        tokenizer = load_tokenizer(folder)
+        self._check_room(config, context_length(folder))
+
+        def chat(question: str) -> str:
+            turns = [("system", self.system)] if self.system else []
+            if self.example_question:
+                turns += [("user", self.example_question), ("assistant", self.example_answer)]
+            return chat_text(tokenizer, [*turns, ("user", question)])
+
+        def encode(problems: Sequence[Problem], template: str, on_overlong: Policy) -> list[Prompt]:
+            return to_prompts(
+                problems,
+                lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+                template=template,
+                chat=chat,
+                max_prompt_tokens=self.max_prompt_tokens,
+                on_overlong=on_overlong,
+            ).prompts
+
+        prompts, held_out, truths = self.problems(config, encode)
+        reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
+
+        def decode(tokens: Sequence[int]) -> str:
+            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+
+        def save(policy: PolicyModel, folder: Path) -> None:
+            export(policy, folder)
+            if current().main:
+                tokenizer.save_pretrained(folder)
+
+        def report(policy: PolicyModel) -> dict[str, Any]:
+            of_ranks = current().gather((reward.counts, reward.slowest))
+            verdicts = {name: sum(counts[name] for counts, _ in of_ranks) for name in reward.counts}
+            return {"verdicts": verdicts, "slowest_verdict_seconds": max(slowest for _, slowest in of_ranks)}
+
+        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
+        return Workload(
+            policy=policy,
+            critic=critic,
+            prompts=prompts,
+            held_out=held_out,
+            reward=reward,
+            decode=decode,
+            stop_ids=end_tokens(folder, tokenizer),
+            save=save,
+            load=fill,
+            report=report,
+            fill=lambda model: fill(model, folder),
+            folder=folder,
+        )
+
+    def validate(self, config: RunConfig) -> None:
+        """A worked example is a question and an answer; the engine has room for prompt and response."""
+        if bool(self.example_question) != bool(self.example_answer):
+            raise ConfigError(
+                "task.example_answer", self.example_answer, "an answer to task.example_question, or both empty"
+            )
+        needed, room = self.max_prompt_tokens + config.rollout.max_response_tokens, config.vllm.max_model_tokens
+        if config.engine == "vllm" and room is not None and needed > room:
+            raise ConfigError(
+                "vllm.max_model_tokens",
+                room,
+                f"at least {needed}: task.max_prompt_tokens and rollout.max_response_tokens together",
+            )
+
+    def shape(self) -> ModelShape:
+        """Without a download: of a folder, or of a name that is known here."""
+        return ModelShape(model_shape(self.model), self.max_prompt_tokens)
+
+    def _check_room(self, config: RunConfig, positions: int | None) -> None:
+        cap = config.rollout.max_response_tokens
+        if positions is not None and self.max_prompt_tokens + cap > positions:
+            raise ConfigError(
+                "rollout.max_response_tokens",
+                cap,
+                f"at most {positions - self.max_prompt_tokens}: the model's {positions} positions less "
+                f"task.max_prompt_tokens ({self.max_prompt_tokens})",
+            )
+
+
+@dataclass(frozen=True)
+class WordProblemTask(PretrainedTask):
+    """One-step word problems, endless; held-out ones share no pair of numbers with training."""
+
+    made: WordProblems = field(default_factory=WordProblems)
+    """The problems."""
+
+    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+        """Made one at a time, whenever asked."""
+
+        def train(index: int) -> Prompt:
+            return encode([self.made.problem("train", index, config.seed)], SLOT, "error")[0]
+
+        def held_out(index: int) -> Prompt:  # the same for every seed, so that runs compare on equal terms
+            return encode([self.made.problem("held_out", index, 0)], SLOT, "error")[0]
+
+        return train, held_out, []
+
+
+@dataclass(frozen=True)
+class MathDataTask(PretrainedTask):
+    """Mathematics from files or the hub: DAPO-Math-17k and AIME 2024 unless told otherwise."""
+
+    train: DataSource = field(default_factory=dapo_math_17k)
+    """Training problems."""
+    held_out: DataSource = field(default_factory=lambda: aime_2024("data/aime-2024.parquet"))
+    """Evaluation problems; ``evaluation.problems`` may ask for no more than there are."""
+    on_overlap: Policy = "error"
+    """A training problem that is also an evaluation problem."""
+    on_overlong: Policy = "drop"
+    """A training prompt longer than ``max_prompt_tokens``; in the evaluation that is always an error."""
+
+    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+        """Read, report, check against each other, encode; all before a weight is loaded."""
+        import sys
+
+        from tppo.ranks.ranks import current
+
+        train, held_out = load_problems(self.train), load_problems(self.held_out)
+        overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
+        for part in (train, held_out, overlap) if current().main else ():
+            print(part, file=sys.stderr)
+        judged = encode(held_out.problems, self.held_out.template, "error")
+        if config.evaluation.problems > len(judged):
+            raise ConfigError(
+                "evaluation.problems", config.evaluation.problems, f"at most {len(judged)}, all there are"
+            )
+        stream = PromptStream(encode(overlap.train, self.train.template, self.on_overlong), config.seed)
+        truths = dict.fromkeys(problem.answer for problem in [*overlap.train, *held_out.problems])
+        return stream, judged.__getitem__, list(truths)

@@ -1,0 +1,45 @@
+"""Starts programs on several ranks, as a user does with torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+WORKER = Path(__file__).with_name("worker.py")
+# Small, yet able to solve the shortest problems: without rewards nothing would move.
+TOY = [
+    "toy-language", "--rollout.slots", "12", "--rollout.max-response-tokens", "48", "--quiet",
+    "--algorithm.schedule.window", "8", "--algorithm.value-target.warmup-steps", "1",
+    "--algorithm.policy-loss.entropy-coef", "0.01", "--policy.mini-batch", "8", "--critic.mini-batch", "8",
+    "--evaluation.problems", "6", "--evaluation.every", "2", "--compute.micro-batch-tokens", "200",
+    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
+    "--task.base.layers", "2", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
+    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
+]  # fmt: skip
+MDP = [
+    "token-mdp", "--rollout.slots", "16", "--rollout.max-response-tokens", "24", "--quiet",
+    "--algorithm.value-target.warmup-steps", "1", "--algorithm.policy-loss.kl-coef", "0.01",
+    "--policy.mini-batch", "8", "--critic.mini-batch", "8", "--evaluation.problems", "8",
+]  # fmt: skip
+
+
+def torchrun(
+    ranks: int, argv: Sequence[str | Path], *, restarts: int = 0, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a module (``-m name``) or a file on several ranks of this machine; its output comes back as text."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}", *map(str, argv),
+    ]  # fmt: skip
+    cache = Path.home() / ".cache"
+    here = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[2])}
+    surroundings = {"XDG_CACHE_HOME": str(cache)} | os.environ | here
+    return subprocess.run(command, capture_output=True, text=True, env=surroundings | dict(env or {}), timeout=600)
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> None:
+    """Fail with what the program said."""
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

@@ -1,0 +1,382 @@
+"""A named function in worker processes with hard limits of time and memory, for judging text that nobody trusts.
+
+A small single-threaded *template* process imports the function once and warms it up; workers are forked from it, so a
+killed worker is replaced in milliseconds. Arguments and values travel as JSON: nothing is ever unpickled.
+
+Guarded: wall time (SIGKILL of the worker's process group), address space, file growth and core dumps (rlimits),
+standard streams (``/dev/null``), and, by an audit hook that cannot be removed, Python's ways to fork, execute, signal,
+open sockets, load shared libraries, write or delete files and raise limits. As root ``RLIMIT_NPROC`` does not bind, so
+the hook is what stops forks. All of a worker dies with its parent.
+Not guarded: machine code. There is no seccomp, no namespace and no other user id, so a text that takes over the
+interpreter itself can read files and get round the hook; a child that also leaves the process group would outlive its
+worker. Limits count wall time: on an overloaded machine an honest call can run out of it. Linux only.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from tppo.errors import ConfigError, TPPOError
+
+Verdict = Literal["ok", "timeout", "memory", "died", "error"]
+MAX_REPLY = 16 * 2**20
+"""Longest reply a worker may send [bytes]; a longer one counts as "died"."""
+CALLS_PER_WORKER = 500
+"""A worker is replaced after so many calls, so that caches and damage do not pile up."""
+START_SECONDS = 120.0
+"""How long the template may take to import and warm up [s]."""
+REFUSED = re.compile(
+    r"os\.(fork|forkpty|posix_spawn|spawn|exec|system|kill|killpg|remove|rename|rmdir|mkdir|link|symlink|truncate)"
+    r"|os\.(chmod|chown)|pty\.spawn|subprocess\.Popen|resource\.(setrlimit|prlimit)|signal\.pthread_kill"
+    r"|socket\.__new__|ctypes\.(dlopen|dlsym)"
+)
+"""Audit events that raise PermissionError in a worker."""
+
+
+class SandboxError(TPPOError, RuntimeError):
+    """The pool itself cannot work: the function cannot be imported, or the pool is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one call came to.
+
+    value: what the function returned, None unless the verdict is "ok". verdict: how the call ended. seconds: wall time
+    from sending the arguments to the verdict [s]. detail: the exception or the signal, for messages.
+    """
+
+    value: Any
+    verdict: Verdict
+    seconds: float
+    detail: str = ""
+
+
+def _send(sock: socket.socket, message: Any) -> None:
+    data = json.dumps(message).encode()
+    sock.sendall(struct.pack("!Q", len(data)) + data)
+
+
+def _receive(sock: socket.socket, deadline: float | None = None, most: int = 2**40) -> Any:
+    """One message. Raises TimeoutError after ``deadline`` (time.monotonic), EOFError at the end, ValueError if long."""
+
+    def exactly(count: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            sock.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
+            part = sock.recv(min(count - len(parts), 2**20))
+            if not part:
+                raise EOFError
+            parts += part
+        return bytes(parts)
+
+    (length,) = struct.unpack("!Q", exactly(8))
+    if length > most:
+        raise ValueError(f"a reply of {length} bytes")
+    return json.loads(exactly(length))
+
+
+class _Template:
+    """The process that workers are forked from, and the only one that kills and reaps them, so no id is used twice."""
+
+    def __init__(self, function: str, warm_up: str, memory: int) -> None:
+        self.control, theirs = socket.socketpair()
+        boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+        boot += "from tppo.grading.pool import _template; _template()"
+        job = [str(theirs.fileno()), function, warm_up, str(memory)]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", boot, json.dumps([str(Path(p).resolve()) for p in sys.path]), *job],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env={**os.environ, **threads, "PYTHONHASHSEED": "0"},
+        )
+        theirs.close()
+        try:
+            problem = _receive(self.control, time.monotonic() + START_SECONDS)
+        except (OSError, EOFError) as error:
+            problem = f"the template process did not start: {type(error).__name__}"
+        if problem:
+            self.close()
+            raise SandboxError(f"cannot run {function}: {problem}")
+
+    def fork(self) -> tuple[int, socket.socket]:
+        """A fresh worker: its process id and the socket to it. Raises OSError or EOFError when the template is gone."""
+        ours, theirs = socket.socketpair()
+        try:
+            self.control.settimeout(START_SECONDS)
+            socket.send_fds(self.control, [struct.pack("!cq", b"F", 0)], [theirs.fileno()])
+            pid = int(_receive(self.control, time.monotonic() + START_SECONDS))
+            _receive(ours, time.monotonic() + START_SECONDS)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return pid, ours
+
+    def kill(self, pid: int) -> int:
+        """Kill a worker's process group; how it had ended [a negative signal number or an exit code]."""
+        self.control.sendall(struct.pack("!cq", b"K", pid))
+        return int(_receive(self.control, time.monotonic() + START_SECONDS))
+
+    def close(self) -> None:
+        self.control.close()
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class WorkerPool:
+    """Runs ``function(*args)`` in ``workers`` processes; one that dies or hangs is replaced and the rest goes on.
+
+    function, warm_up: ``"module:name"`` of importable functions; the latter (optional) is called once in the template.
+    seconds: wall-time limit of a call [s]. memory: address space of a worker [bytes], the imports included.
+    Raises ConfigError on a bad limit and SandboxError when the function cannot be imported.
+
+    >>> with WorkerPool("operator:truediv", seconds=5.0) as pool:
+    ...     [(r.value, r.verdict) for r in pool.map([(1, 4), (1, 0)])]
+    [(0.25, 'ok'), (None, 'error')]
+    """
+
+    def __init__(
+        self, function: str, *, workers: int = 1, seconds: float = 3.0, memory: int = 2**30, warm_up: str = ""
+    ) -> None:
+        if workers < 1:
+            raise ConfigError("workers", workers, "at least 1")
+        if not 0 < seconds < float("inf"):
+            raise ConfigError("seconds", seconds, "a finite number of seconds above 0")
+        if memory < 2**26:
+            raise ConfigError("memory", memory, "at least 64 MiB, in bytes", "the worker's imports need that much")
+        self.function, self.warm_up, self.seconds, self.memory = function, warm_up, seconds, memory
+        self.slowest = 0.0
+        """The longest call so far [s]."""
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self._closed = False
+        self._jobs: queue.SimpleQueue[tuple[Future[Result], bytes | None]] = queue.SimpleQueue()
+        self._template = _Template(function, warm_up, memory)
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.close)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many calls came to each verdict."""
+        with self._lock:
+            return dict(self._counts)
+
+    def submit(self, *args: str | float | None) -> Future[Result]:
+        """Queue one call. The future never holds an exception of the function, only SandboxError if the pool fails."""
+        future: Future[Result] = Future()
+        data = json.dumps(args).encode()
+        with self._lock:
+            if self._closed:
+                raise SandboxError("the pool is closed")
+            self._jobs.put((future, struct.pack("!Q", len(data)) + data))
+        return future
+
+    def map(self, calls: Iterable[tuple[str | float | None, ...]]) -> list[Result]:
+        """The results of many calls, in their order."""
+        return [future.result() for future in [self.submit(*args) for args in calls]]
+
+    def close(self) -> None:
+        """Cancel what has not begun, let running calls reach their verdict, end all processes. May be called twice."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._jobs.get_nowait()[0].cancel()
+            for _ in self._threads:
+                self._jobs.put((Future(), None))
+        for thread in self._threads:
+            thread.join()
+        self._template.close()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _fork(self) -> tuple[int, socket.socket]:
+        """A worker, after a restart of the template if that died. Call with the lock held."""
+        try:
+            return self._template.fork()
+        except (OSError, EOFError):
+            self._template.process.kill()
+            self._template.close()
+            self._template = _Template(self.function, self.warm_up, self.memory)
+            return self._template.fork()
+
+    def _serve(self) -> None:
+        """One thread a worker: take a job, talk to the worker, replace it when it must be."""
+        worker: tuple[int, socket.socket] | None = None
+        calls = 0
+        while True:
+            future, data = self._jobs.get()
+            if data is None:
+                break
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                if worker is None:
+                    with self._lock:
+                        worker, calls = self._fork(), 0
+                result = self._call(worker[1], data)
+                calls += 1
+                if result.verdict in ("timeout", "memory", "died") or calls >= CALLS_PER_WORKER:
+                    status = self._end(worker)
+                    worker = None
+                    if result.verdict == "died":
+                        how = f"signal {-status}" if status < 0 else f"exit code {status}"
+                        result = Result(None, "died", result.seconds, result.detail or how)
+                with self._lock:
+                    self._counts[result.verdict] += 1
+                    self.slowest = max(self.slowest, result.seconds)
+                future.set_result(result)
+            except BaseException as error:  # A waiting caller must hear of everything.
+                if worker is not None:
+                    self._end(worker)
+                    worker = None
+                future.set_exception(SandboxError(f"the pool of {self.function} failed: {error!r}"))
+        if worker is not None:
+            self._end(worker)
+
+    def _end(self, worker: tuple[int, socket.socket]) -> int:
+        worker[1].close()
+        with self._lock:
+            try:
+                return self._template.kill(worker[0])
+            except (OSError, EOFError):
+                return -signal.SIGKILL  # The template is gone, and its workers died with it.
+
+    def _call(self, sock: socket.socket, data: bytes) -> Result:
+        start = time.monotonic()
+
+        def result(value: Any, verdict: Verdict, detail: str = "") -> Result:
+            return Result(value, verdict, time.monotonic() - start, detail)
+
+        try:
+            sock.settimeout(self.seconds)
+            sock.sendall(data)
+            verdict, value, detail = _receive(sock, start + self.seconds, MAX_REPLY)
+            if verdict not in ("ok", "memory", "error"):
+                raise ValueError("a verdict that no worker gives")
+            return result(value, verdict, str(detail))
+        except TimeoutError:
+            return result(None, "timeout", f"more than {self.seconds:g} s")
+        except (OSError, EOFError):
+            return result(None, "died")
+        except (ValueError, TypeError, RecursionError) as error:
+            return result(None, "died", f"broken reply: {error}")
+
+
+def _named(name: str) -> Callable[..., Any]:
+    import importlib
+
+    module, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if not callable(found):
+        raise TypeError(f"{name} is not callable")
+    return found
+
+
+def _template() -> None:
+    """Main function of the template: import, warm up, then fork and kill on request until the pool is gone."""
+    import ctypes
+    import gc
+
+    control = socket.socket(fileno=int(sys.argv[2]))
+    function, warm_up, memory = sys.argv[3], sys.argv[4], int(sys.argv[5])
+    sys.dont_write_bytecode = True
+    try:
+        call = _named(function)
+        if warm_up:
+            _named(warm_up)()
+        prctl = ctypes.CDLL(None).prctl
+    except Exception as error:
+        _send(control, f"{type(error).__name__}: {error}")
+        return
+    gc.freeze()
+    _send(control, "")
+    while True:
+        message, fds, _, _ = socket.recv_fds(control, 9, 1)
+        if len(message) < 9:
+            return  # The end: workers get SIGKILL when this process is gone.
+        operation, pid = struct.unpack("!cq", message)
+        if operation == b"F":
+            child = os.fork()
+            if child == 0:
+                control.close()
+                prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+                _worker(socket.socket(fileno=fds[0]), call, memory)
+            os.close(fds[0])
+            _send(control, child)
+        else:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+            if not ended:
+                _, status = os.waitpid(pid, 0)
+            _send(control, os.waitstatus_to_exitcode(status))
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if REFUSED.fullmatch(event):
+        raise PermissionError(f"{event} is refused here")
+    if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+        raise PermissionError("writing files is refused here")
+
+
+def _worker(sock: socket.socket, call: Callable[..., Any], memory: int) -> None:
+    """Main function of a worker: limits first, then call after call. Never returns."""
+    import resource
+
+    try:
+        os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        limits = {"AS": memory, "FSIZE": 0, "CORE": 0, "NPROC": 0}
+        for name, most in limits.items():
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+        sys.addaudithook(_audit)
+        _send(sock, "ready")
+        while True:
+            try:
+                _send(sock, ["ok", call(*_receive(sock)), ""])
+            except EOFError:
+                break
+            except MemoryError:
+                _send(sock, ["memory", None, "MemoryError"])
+            except BaseException as error:
+                _send(sock, ["error", None, f"{type(error).__name__}: {error}"[:500]])
+    finally:
+        os._exit(1)

@@ -1,0 +1,229 @@
+"""Model folders in the Hugging Face format: what must be in them, and loading policy, critic and tokenizer.
+
+Weights are read from safetensors only, and no code from a model folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tppo.errors import ConfigError
+
+FILE_BYTES = 4 * 2**30
+"""Largest weight file that `export` writes."""
+
+if TYPE_CHECKING:
+    from tppo.models.base import CriticModel, PolicyModel
+    from tppo.models.transformer import TransformerCritic, TransformerPolicy
+
+
+def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
+    """The config of a complete model folder. Raises ConfigError that names every missing piece.
+
+    tokenizer: whether one is needed.
+    """
+    if not folder.is_dir():
+        raise ConfigError("model", str(folder), "an existing folder with a model", "or a known name")
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError("model", str(index), "an index of weights", f"{type(error).__name__}: {error}") from None
+        missing += [name for name in shards if not (folder / name).is_file()]
+    elif not (folder / "model.safetensors").is_file():
+        missing.append("model.safetensors")
+    if tokenizer and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        missing.append("tokenizer.json")
+    if missing:
+        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        raise ConfigError("model", str(folder), f"a complete model folder; missing: {shown}", "download it again")
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"it holds a {type(config).__name__}")
+    except (ValueError, TypeError) as error:
+        raise ConfigError("model", str(folder / "config.json"), "a JSON object", str(error)) from None
+    return config
+
+
+def context_length(folder: Path) -> int | None:
+    """Positions of the model [tokens], or None when its config does not say."""
+    found = check_folder(folder).get("max_position_embeddings")
+    return int(found) if found else None
+
+
+def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
+    """A causal language model in ``dtype`` (float32 if None). Raises ConfigError for a folder that cannot be loaded."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    check_folder(folder)
+    logging.disable_progress_bar()
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError("model", str(folder), "a causal language model that transformers loads", said) from error
+
+
+def empty_causal_lm(folder: Path) -> Any:
+    """The model of a folder without its weights: shapes only, on the "meta" device, to be filled by `fill`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    check_folder(folder, tokenizer=False)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError("model", str(folder), "a causal language model that transformers knows", said) from error
+    return model
+
+
+def policy_and_critic(folder: Path, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
+    """Both from the same folder, on the "meta" device. recompute: activations again in the backward pass."""
+    return as_policy_and_critic(empty_causal_lm(folder), empty_causal_lm(folder), recompute=recompute)
+
+
+def as_policy_and_critic(one: Any, other: Any, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
+    """A policy of one causal language model, and a critic of the body of another."""
+    from tppo.models.transformer import TransformerCritic, TransformerPolicy
+
+    models = [one, other.base_model]
+    if recompute:
+        for model in models:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
+    return TransformerPolicy(models[0]), TransformerCritic(models[1])
+
+
+def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
+    """Weights from a folder's safetensors, straight to where they belong: of a sharded weight each rank reads its part.
+
+    A critic's head becomes zero: V = 0 everywhere. Raises ConfigError when the files have other names or shapes.
+    """
+    import torch
+
+    from tppo.models.transformer import TransformerCritic, TransformerPolicy
+    from tppo.runs.checkpoint.files import read_weights
+
+    assert isinstance(model, TransformerPolicy | TransformerCritic)
+    inner = model.hugging_face
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("fill: found weights on the meta device; expected a place for them (Module.to_empty)")
+    inner.tie_weights()
+    with torch.no_grad():
+        for module in inner.modules():
+            if module._non_persistent_buffers_set:  # rotary frequencies: computed, not stored
+                inner._init_weights(module)
+    try:
+        read_weights(folder, model.file_names())
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError("model", str(folder), "the weights of its config.json", str(error)) from None
+    if isinstance(model, TransformerCritic):
+        torch.nn.init.zeros_(model.head.weight)
+        torch.nn.init.zeros_(model.head.bias)
+
+
+def export(policy: PolicyModel, folder: Path) -> None:
+    """Write a policy as a Hugging Face folder, whatever it is sharded over; every rank must call, rank 0 writes.
+
+    One file is in memory at a time, at most ``FILE_BYTES`` and one weight long. Raises OSError, ValueError.
+    """
+    from safetensors.torch import save_file
+
+    from tppo.models.transformer import TransformerPolicy
+    from tppo.ranks.ranks import current, full_weights
+
+    assert isinstance(policy, TransformerPolicy)
+    model, main = policy.hugging_face, current().main
+    if main:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+    files: list[dict[str, Any]] = [{}]
+    sizes, weight_map = [0], dict[str, str]()
+
+    def write() -> None:
+        name = f".part-{len(files):05d}.safetensors"
+        save_file(files[-1], folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(files[-1], name))
+        files[-1] = {}
+
+    for name, tensor in full_weights(policy.file_names().items()):
+        size = tensor.numel() * tensor.element_size()
+        if main:
+            if files[-1] and sizes[-1] + size > FILE_BYTES:
+                write()
+                files.append({})
+                sizes.append(0)
+            files[-1][name] = tensor.cpu().contiguous()
+            sizes[-1] += size
+    if main:
+        write()
+        _name_parts(folder, weight_map, len(files), sum(sizes))
+    current().barrier()
+
+
+def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int) -> None:
+    """The names that transformers and vLLM look for, known once it is known how many files there are."""
+    names = {
+        f".part-{i:05d}.safetensors": "model.safetensors" if count == 1 else f"model-{i:05d}-of-{count:05d}.safetensors"
+        for i in range(1, count + 1)
+    }
+    for part, name in names.items():
+        (folder / part).replace(folder / name)
+    if count > 1:
+        index = {"metadata": {"total_size": size}, "weight_map": {w: names[part] for w, part in weight_map.items()}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer. Raises ConfigError when it cannot be loaded or has no end token: no response could ever end."""
+    from transformers import AutoTokenizer
+
+    check_folder(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError("model", str(folder), "a tokenizer that transformers loads", said) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "model.tokenizer.eos_token", None, f"an end token in the tokenizer of {folder}", "set it and save it again"
+        )
+    return tokenizer
+
+
+def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Token ids that end a response: the tokenizer's, and those that the model's generation config adds."""
+    ids: set[int] = {int(tokenizer.eos_token_id)}
+    path = folder / "generation_config.json"
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        ids |= {int(i) for i in (found if isinstance(found, list) else [found]) if i is not None}
+    return frozenset(ids)
+
+
+def chat_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
+    """The chat template over (role, content) turns, ending where the model is to answer. ConfigError without one."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError("model.tokenizer.chat_template", None, "a chat template", "or a prompt that is plain text")
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,233 @@
+"""A checkpoint on disk: whole or absent, every byte under a hash, no pickle anywhere.
+
+    step-00000040/
+      tensors/*.safetensors   torch.distributed.checkpoint in its safetensors format: each rank writes its shards
+      window.safetensors      responses in flight
+      state.json              counters, running totals, configuration, package versions
+      manifest.json           format, step, size and sha256 of every file above
+      manifest.sha256         of manifest.json
+
+It is written beside its place, flushed to the disk, then renamed: there is no moment at which half a checkpoint has a
+checkpoint's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from tppo.errors import CheckpointError
+from tppo.ranks.ranks import Ranks
+
+FORMAT = 1
+"""Goes up when an older version of this library could misread what a newer one writes."""
+MANIFEST, MANIFEST_HASH, STATE, WINDOW, TENSORS = (
+    "manifest.json", "manifest.sha256", "state.json", "window.safetensors", "tensors",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A checkpoint in memory. tensors: copies on the CPU, by name. window: content of the responses' file. state: JSON.
+    solve_rate: held out, measured at this very step; None where none was.
+    """
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    window: bytes
+    state: dict[str, Any]
+    solve_rate: float | None = None
+
+
+def folder_name(step: int) -> str:
+    """Sorts by step."""
+    return f"step-{step:08d}"
+
+
+def quiet_torch() -> None:
+    """torch.distributed.checkpoint warns at every call that there is one process; here that is no news.
+
+    A lasting filter: the ones that end with a block are not safe beside other threads.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
+
+def write(scratch: Path, contents: Contents, ranks: Ranks) -> None:
+    """Fill ``scratch``, made here, and flush it to the disk. Each rank writes and hashes its own shards; window, state
+    and manifest are rank 0's. Raises OSError, on all ranks.
+    """
+    ranks.lead(lambda: _make(scratch))
+    writer = dcp.HuggingFaceStorageWriter(str(scratch / TENSORS), save_distributed=ranks.size > 1)
+    try:
+        dcp.save(dict(contents.tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
+    except dcp.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]  # the wrapper itself is a BaseException
+        raise cause if isinstance(cause, OSError) else RuntimeError(str(error)) from None
+    files: dict[str, dict[str, Any]] = {}
+    failure = None
+    try:
+        # The writer's names: of several ranks each has its number, from 1, in those of its files.
+        own = f"{TENSORS}/shard-{ranks.rank + 1:05d}-" if ranks.size > 1 else f"{TENSORS}/"
+        mine = [name for name in _files(scratch) if name.startswith(own)]
+        if ranks.main:
+            (scratch / WINDOW).write_bytes(contents.window)
+            (scratch / STATE).write_text(json.dumps(contents.state, indent=1) + "\n", encoding="utf-8")
+            mine += [WINDOW, STATE]
+        for name in mine:
+            files[name] = {"bytes": (scratch / name).stat().st_size, "sha256": _sha256(scratch / name)}
+            flush(scratch / name)
+    except OSError as error:
+        failure = error
+    everyone = ranks.together(files, failure)
+    ranks.lead(lambda: _sign(scratch, contents, {k: v for of_rank in everyone for k, v in of_rank.items()}))
+
+
+def _make(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / TENSORS).mkdir(parents=True)
+
+
+def _sign(scratch: Path, contents: Contents, files: dict[str, Any]) -> None:
+    """The manifest of files that are on the disk already."""
+    if unsigned := set(_files(scratch)) - set(files):
+        raise RuntimeError(f"{scratch}: no rank has hashed {sorted(unsigned)}")
+    manifest = {"format": FORMAT, "step": contents.step, "solve_rate": contents.solve_rate, "files": files}
+    (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (scratch / MANIFEST_HASH).write_text(_sha256(scratch / MANIFEST) + "\n", encoding="ascii")
+    for path in (scratch / MANIFEST, scratch / MANIFEST_HASH, scratch / TENSORS, scratch):
+        flush(path)
+
+
+def publish(scratch: Path, target: Path) -> None:
+    """Give a written checkpoint its name. A broken one that has the name moves out of the way first."""
+    before = _forget(target) if target.exists() else None
+    scratch.rename(target)
+    flush(target.parent)
+    if before is not None:
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint. It loses its name before its first file, so what is left of it is never taken for one."""
+    shutil.rmtree(_forget(folder), ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest, if it is sound and of a format known here. Raises CheckpointError with the reason."""
+    try:
+        text, wanted = (folder / MANIFEST).read_bytes(), (folder / MANIFEST_HASH).read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: torn: {Path(error.filename).name} cannot be read ({error.strerror})"
+        ) from None
+    if hashlib.sha256(text).hexdigest().encode() + b"\n" != wanted:
+        raise CheckpointError(f"{folder}: corrupted: {MANIFEST} does not match {MANIFEST_HASH}")
+    manifest = json.loads(text)
+    if manifest["format"] > FORMAT:
+        raise CheckpointError(
+            f"{folder}: format {manifest['format']} is newer than {FORMAT}, the newest known here; update tppo"
+        )
+    return manifest
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Check every byte and return the manifest. Raises CheckpointError with the reason."""
+    manifest = read_manifest(folder)
+    listed, there = manifest["files"], _files(folder)
+    if missing := sorted(set(listed) - set(there)):
+        raise CheckpointError(f"{folder}: torn: {missing[0]} is missing")
+    if unknown := sorted(set(there) - set(listed)):
+        raise CheckpointError(f"{folder}: corrupted: {unknown[0]} is not in {MANIFEST}")
+    for name, entry in listed.items():  # cheap, and so before anything is hashed
+        size = (folder / name).stat().st_size
+        if size != entry["bytes"]:
+            raise CheckpointError(f"{folder}: torn: {name} has {size} bytes of {entry['bytes']}")
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
+        for name, found in zip(listed, pool.map(_sha256, (folder / name for name in listed)), strict=True):
+            if found != listed[name]["sha256"]:
+                raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
+    return manifest
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json. Raises CheckpointError."""
+    try:
+        return json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: {STATE} cannot be read: {error}") from None
+
+
+def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = "") -> None:
+    """Copy tensors in place, all of them or those whose name begins with ``only``.
+
+    Raises CheckpointError before the first copy unless names, shapes and types are exactly those of the checkpoint.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(folder / TENSORS))
+    stored = {
+        name: m
+        for name, m in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(only) and isinstance(m, TensorStorageMetadata)
+    }
+    if odd := sorted(set(stored) ^ set(into)):
+        where = "only in the checkpoint" if odd[0] in stored else "not in the checkpoint"
+        raise CheckpointError(f"{folder}: tensor {odd[0]!r} is {where}; was it made with another model?")
+    for name, tensor in into.items():
+        found, wanted = (tuple(stored[name].size), stored[name].properties.dtype), (tuple(tensor.shape), tensor.dtype)
+        if found != wanted:
+            raise CheckpointError(f"{folder}: tensor {name!r} is {found}, the model needs {wanted}")
+    quiet_torch()
+    with torch.no_grad():
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder / TENSORS)), no_dist=True)
+
+
+def read_weights(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
+    """Copy weights of a Hugging Face folder in place, converted to the types they go to. ``into``: by name in its
+    files, which may hold more. Raises ValueError for a name that is missing or a shape that differs.
+    """
+    quiet_torch()
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    stored = reader.read_metadata().state_dict_metadata
+    for name, tensor in into.items():
+        found = stored.get(name)
+        if not isinstance(found, TensorStorageMetadata):
+            raise ValueError(f"no weight is called {name!r}")
+        if tuple(found.size) != tuple(tensor.shape):
+            raise ValueError(f"weight {name!r} has shape {tuple(found.size)}, expected {tuple(tensor.shape)}")
+    with torch.no_grad():
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _forget(folder: Path) -> Path:
+    return folder.rename(folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex}"))
+
+
+def _files(folder: Path) -> list[str]:
+    names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+    return sorted(set(names) - {MANIFEST, MANIFEST_HASH})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
