@@ -40,7 +40,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 def test_a_checkpoint_at_every_step(steps: int, tmp_path: Path) -> None:
     env = os.environ | {"PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(HERE / "soak.py"), str(tmp_path / "run"), str(steps)],
+        [sys.executable, str(HERE.parents[1] / "support" / "soak.py"), str(tmp_path / "run"), str(steps)],
         capture_output=True, text=True, check=True, env=env,
     )  # fmt: skip
     records = [json.loads(line) for line in done.stdout.splitlines()]
