@@ -268,7 +268,7 @@ def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _show(known: argparse.Namespace, rest: list[str]) -> int:
     config = _configure(known.recipe, rest, "show")
-    from tppo.runs.folder import as_dict
+    from tppo.config.stored import as_dict
 
     print(json.dumps(as_dict(config), indent=2))
     return 0

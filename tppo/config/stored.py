@@ -1,4 +1,4 @@
-"""Reading back the configuration of a run."""
+"""The configuration of a run as plain values, and read back from them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from tppo.errors import ConfigError, DataError
 from tppo.ranges import check_ranges
 
 
+def as_dict(config: Any) -> dict[str, Any]:
+    """A configuration tree as plain values, with the class of the task so that it can be read back."""
+    tree = dataclasses.asdict(config)
+    tree["task"] = {"class": f"{type(config.task).__module__}:{type(config.task).__qualname__}", **tree["task"]}
+    return tree
+
+
 def read_config(run: Path) -> RunConfig:
     """The configuration in ``run/config.json``. Raises ConfigError when there is none, else as ``config_of``."""
     path = run / "config.json"
@@ -28,7 +35,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def config_of(tree: Any, path: Path) -> RunConfig:
-    """The configuration that ``runs.as_dict`` wrote down, from ``path``. Raises DataError, ConfigError.
+    """The configuration that ``as_dict`` wrote down, from ``path``. Raises DataError, ConfigError.
 
     The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
     cannot make this import what it likes.

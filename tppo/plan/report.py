@@ -137,7 +137,7 @@ def _verdict(plan: Plan) -> list[str]:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Everything; sizes in bytes, times in seconds."""
-    from tppo.runs.folder import as_dict
+    from tppo.config.stored import as_dict
 
     def of(budget: Budget) -> dict[str, Any]:
         return {

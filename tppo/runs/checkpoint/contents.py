@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from tppo.config.run import RunConfig
-from tppo.config.stored import config_of
+from tppo.config.stored import as_dict, config_of
+from tppo.environment import environment
 from tppo.errors import CheckpointError, ConfigError
 from tppo.fit.optim import ModelOptimizer
 from tppo.loop.trainer import Trainer
@@ -26,7 +27,6 @@ from tppo.models.base import CriticModel, PolicyModel
 from tppo.ranks.ranks import current
 from tppo.runs.checkpoint.files import STATE, WINDOW, Contents, load_tensors, read_state
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
-from tppo.runs.folder import as_dict, environment
 
 
 @dataclass
