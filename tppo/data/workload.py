@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tppo.grading.grader import Reward
+from tppo.grading.reward import Reward
 from tppo.models.base import CriticModel, PolicyModel
 from tppo.types import Prompt
 
@@ -19,7 +19,7 @@ def _nothing(policy: PolicyModel) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Workload:
     """policy, critic: to be trained. prompts: ``prompts(i)`` is the i-th training prompt, always the same.
-    held_out: ``held_out(i)``, problems never trained on. reward: see ``tppo.grading.grader``. decode: token ids to the
+    held_out: ``held_out(i)``, problems never trained on. reward: see ``tppo.grading.reward``. decode: token ids to the
     text the reward reads. stop_ids: tokens that end a response. save, load: the policy's weights to and from a folder.
     report: task-specific figures about a policy, for the summary (exact returns, for example).
     fill: gives a policy or critic its first weights, for models handed over without (on the "meta" device), so that
