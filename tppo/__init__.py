@@ -13,7 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "tppo.types": ("Prompt", "Response", "Status", "TokenBatch"),
+    "tppo.types": ("Prompt", "Response", "Status", "Batch"),
     "tppo.errors": ("ConfigError", "DataError", "EngineError", "NonFiniteError", "RewardError", "TPPOError"),
     "tppo.maths.advantages": ("discounted_returns", "egae", "gae", "lambda_returns", "length_adaptive_lambda"),
     "tppo.maths.masks": ("shape_advantages", "whiten", "window_mask"),

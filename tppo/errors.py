@@ -11,10 +11,10 @@ class TPPOError(Exception):
 class ConfigError(TPPOError, ValueError):
     """A configuration that cannot be run.
 
-    >>> raise ConfigError("algorithm.schedule.window", 4, "more than filter.ignore_last (8)", "use a longer window")
+    >>> raise ConfigError("algorithm.window", 4, "more than algorithm.ignore_last (8)", "use a longer window")
     Traceback (most recent call last):
     ...
-    tppo.errors.ConfigError: algorithm.schedule.window = 4: expected more than filter.ignore_last (8); \
+    tppo.errors.ConfigError: algorithm.window = 4: expected more than algorithm.ignore_last (8); \
 use a longer window
     """
 
@@ -25,6 +25,10 @@ use a longer window
 
 class DataError(TPPOError, ValueError):
     """A prompt, response or file whose content cannot be used."""
+
+
+class FormatError(DataError):
+    """A file of this project in a format that this version does not read; the message says what does."""
 
 
 class CheckpointError(DataError):
@@ -54,11 +58,16 @@ class RewardError(TPPOError, RuntimeError):
 class NonFiniteError(TPPOError, ArithmeticError):
     """A NaN or an infinity where training needs a number; names the tensor, the step and the responses."""
 
-    def __init__(self, tensor: str, step: int, responses: Sequence[int], count: int) -> None:
-        self.tensor, self.step, self.responses, self.count = tensor, step, tuple(responses), count
+    def __init__(self, tensor: str, responses: Sequence[int], count: int, step: int | None = None) -> None:
+        self.tensor, self.responses, self.count, self.step = tensor, tuple(responses), count, step
         shown = ", ".join(str(uid) for uid in self.responses[:8]) + (", ..." if len(self.responses) > 8 else "")
         where = f"in responses [{shown}]" if self.responses else "in no single response"
+        when = "" if step is None else f"at step {step}, "
         super().__init__(
-            f"{tensor} has {count} non-finite value(s) at step {step}, {where}; nothing was updated with it. "
+            f"{tensor} has {count} non-finite value(s) {when}{where}; nothing was updated with it. "
             "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
         )
+
+    def at_step(self, step: int) -> "NonFiniteError":
+        """The same error, which names the step."""
+        return NonFiniteError(self.tensor, self.responses, self.count, step)

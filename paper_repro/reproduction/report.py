@@ -61,8 +61,8 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
     pairs += [(f"tppo-{name.partition('-')[2]}", name) for name in trained if name.startswith("ppo-")]
     compared = {f"{a} - {b}": compare(solved[a], solved[b]) for a, b in pairs}
     summary = result_of_stage(out, "value")["summary"]
-    value = summary["value_pretraining"]
-    explained = value["explained_variance"]
+    value = summary["stop"]
+    explained = value["explained_variance_finished"]
     lines = [
         "# Reproduction",
         "",

@@ -18,6 +18,7 @@ from tppo.data.sources import SLOT, DataSource, Policy, aime_2024, dapo_math_17k
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class PretrainedTask(TaskConfig):
         """Training prompts, held-out prompts, and reference answers to check before training."""
         raise NotImplementedError(f"{type(self).__name__} must define problems()")
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
         from tppo.grading.mathematics import MathReward
         from tppo.models.base import PolicyModel
@@ -105,7 +106,7 @@ class PretrainedTask(TaskConfig):
         policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
         return Workload(
             policy=policy,
-            critic=critic,
+            critic=lambda: critic,
             prompts=prompts,
             held_out=held_out,
             reward=reward,

@@ -16,6 +16,7 @@ from tppo.config.run import RunConfig, TaskConfig
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 
@@ -55,7 +56,7 @@ class TokenMDPTask(TaskConfig):
         policy = families.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
         return np.log(np.maximum(policy, 1e-6))
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Tabular models: a policy of little skill, and V = 0."""
         import torch
         from safetensors.torch import load_file, save_file
@@ -103,7 +104,7 @@ class TokenMDPTask(TaskConfig):
 
         return Workload(
             policy=TabularPolicy(table, torch.from_numpy(self.base_logits(mdp)).float()),
-            critic=TabularCritic(table, torch.zeros(len(table))),
+            critic=lambda: TabularCritic(table, torch.zeros(len(table))),
             prompts=lambda i: prompt(0, i),
             held_out=lambda i: prompt(1, i),
             reward=reward,

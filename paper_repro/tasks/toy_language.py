@@ -12,6 +12,7 @@ from sim.language.tokenizer import LETTERS
 from tppo.config.run import ModelShape, RunConfig, TaskConfig
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 # Family, all letters, question mark, the letter to stop at, equals sign, and a start of up to three characters.
@@ -25,7 +26,7 @@ class ToyLanguageTask(TaskConfig):
     base: BaseModelConfig = field(default_factory=BaseModelConfig)
     """How the base model is made. It is made once and cached; training seeds do not change it."""
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic start from the same base model; the critic's head is zero."""
         from tppo.models.folder import export, fill, policy_and_critic
         from tppo.ranks.ranks import current
@@ -47,7 +48,7 @@ class ToyLanguageTask(TaskConfig):
 
         return Workload(
             policy=policy,
-            critic=critic,
+            critic=lambda: critic,
             prompts=lambda i: prompt("train", i, config.seed),
             # The same held-out problems for every seed, so that runs are compared on equal terms.
             held_out=lambda i: prompt("heldout", i, 0),

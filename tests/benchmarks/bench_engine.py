@@ -18,7 +18,7 @@ from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.embedded import TorchEngine
 from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import Prompt, Response, TokenBatch
+from tppo.types import Prompt, Response, Batch
 
 ROWS, PROMPT, NEW = 128, 20, 64
 
@@ -97,7 +97,7 @@ def main() -> None:
         r.extend(tokens[:368], [0.0] * 368, 0)
         r.extend(tokens[368:], [0.0] * 32, 1)
         responses.append(r)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
 
     def selected() -> None:
         logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=8192, chunk=4096)

@@ -17,7 +17,7 @@ from tppo.fit.optim import ModelOptimizer
 from tppo.fit.update import update_critic, update_policy
 from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
-from tppo.types import Status, TokenBatch
+from tppo.types import Status, Batch
 
 SMALL = Compute(micro_batch_tokens=25, logit_chunk_tokens=3)
 LARGE = Compute()
@@ -35,7 +35,7 @@ class GradientKeeper(ModelOptimizer):
 
 def policy_gradient(loss: PolicyLoss, compute: Compute, seed: int = 0):  # type: ignore[no-untyped-def]
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64))
-    batch = TokenBatch.of(mixed_responses(seed))
+    batch = Batch.of(mixed_responses(seed))
     g = torch.Generator().manual_seed(seed)
     keep = batch.window_N & (torch.rand(len(batch.tokens_N), generator=g) < 0.8)
     advantages = torch.randn(len(batch.tokens_N), generator=g, dtype=torch.float64) * keep
@@ -117,7 +117,7 @@ def test_micro_batches_do_not_change_the_gradient() -> None:
 def test_earlier_windows_and_dropped_tokens_train_nothing() -> None:
     """Only kept tokens enter: poison everything else."""
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64))
-    batch = TokenBatch.of(mixed_responses())
+    batch = Batch.of(mixed_responses())
     keep = batch.window_N.clone()
     keep[batch.offsets[1:-1] - 1] = False
     old, _ = logprobs_of(policy, batch, keep, temperature=1.0, max_tokens=1000, chunk=1000)
@@ -140,7 +140,7 @@ def critic_update(responses, loss: ValueTarget | None = None, compute: Compute =
     torch.manual_seed(0)
     critic = TransformerCritic(tiny_lm(dtype=torch.float64).base_model).double()
     torch.nn.init.normal_(critic.head.weight, std=0.1)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     g = torch.Generator().manual_seed(1)
     old = torch.randn(len(batch.tokens_N), generator=g, dtype=torch.float64)
     returns = value_targets(Algorithm(), batch, old)
@@ -188,7 +188,7 @@ def test_no_finished_response_means_no_critic_step() -> None:
 
 def test_mini_batches_are_even_and_cover_everything_once_an_epoch() -> None:
     responses = [response(i, [1 + i % 5, 2]) for i in range(10)]
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     policy = TransformerPolicy(tiny_lm())
     old, _ = logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=999, chunk=999)
     optimizer = ModelOptimizer(policy, Optimizer(lr=1e-4, mini_batch=4, epochs=2))
@@ -203,7 +203,7 @@ def test_mini_batches_are_even_and_cover_everything_once_an_epoch() -> None:
 @pytest.mark.parametrize("where", ["values", "advantages", "old"])
 def test_non_finite_losses_name_the_culprit_and_change_nothing(where: str) -> None:
     responses = [response(i, [1, 2, 3]) for i in (7, 8, 9)]
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     bad = torch.zeros(9)
     bad[4] = float("nan")  # second token of response 8
     if where == "values":
@@ -249,7 +249,7 @@ def test_estimate_follows_the_reference_per_response(estimator: str, boundary: s
     responses = [r for seed in range(4) for r in mixed_responses(seed)]
     if estimator == "gae":
         responses = [r for r in responses if r.status.finished]
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     g = torch.Generator().manual_seed(3)
     values = torch.rand(len(batch.tokens_N), generator=g, dtype=torch.float64)
     cut = torch.rand(batch.num_responses, generator=g, dtype=torch.float64)

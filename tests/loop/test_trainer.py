@@ -20,7 +20,7 @@ from tppo.fit.update import update_critic, update_policy
 from tppo.grading.grader import Grader
 from tppo.loop.trainer import Trainer
 from tppo.runs.build import build_trainer
-from tppo.types import Prompt, TokenBatch
+from tppo.types import Prompt, Batch
 
 
 def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[dict[str, Any]]]:
@@ -36,11 +36,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What each update was given: (batch, mask or None)."""
     calls: dict[str, list[Any]] = {"policy": [], "critic": []}
 
-    def policy(model: Any, optimizer: Any, batch: TokenBatch, estimate: Any, **kwargs: Any) -> dict[str, float]:
+    def policy(model: Any, optimizer: Any, batch: Batch, estimate: Any, **kwargs: Any) -> dict[str, float]:
         calls["policy"].append((batch, estimate.keep_N))
         return update_policy(model, optimizer, batch, estimate, **kwargs)
 
-    def critic(model: Any, optimizer: Any, batch: TokenBatch, **kwargs: Any) -> dict[str, float]:
+    def critic(model: Any, optimizer: Any, batch: Batch, **kwargs: Any) -> dict[str, float]:
         calls["critic"].append((batch, None))
         return update_critic(model, optimizer, batch, **kwargs)
 
@@ -202,7 +202,7 @@ def test_expected_update_direction_is_the_exact_gradient() -> None:
     responses = trainer.window.admit()
     trainer.window.extend(trainer.engine.generate(trainer.window.requests(), trainer.sampling), 0)
     trainer.grader.grade(responses)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     advantages = gae(
         batch.rewards_N.double(), torch.zeros(len(batch.tokens_N)).double(), batch.offsets, gamma=1.0, lam=1.0
     )

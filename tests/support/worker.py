@@ -31,7 +31,7 @@ from tppo.models import call as model_call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
 from tppo.ranks.ranks import current, end, full, shard
 from tppo.runs.folder import RunFolder, read_metrics
-from tppo.types import TokenBatch
+from tppo.types import Batch
 
 FIXED = Optimizer(lr=1e-3, weight_decay=0.0, grad_clip=None, mini_batch=1000)
 
@@ -54,7 +54,7 @@ def gradients(compute: Compute, aggregation: losses.Aggregation, tied: bool) -> 
         policy.train()
     for model in (policy, critic):
         shard(model, compute, torch.device("cpu"))
-    batch = TokenBatch.of(mixed_responses(0, count=9))
+    batch = Batch.of(mixed_responses(0, count=9))
     g = torch.Generator().manual_seed(0)
     keep = batch.window_N & (torch.rand(len(batch.tokens_N), generator=g) < 0.8)
     draw: Callable[[], torch.Tensor] = lambda: torch.randn(len(keep), generator=g, dtype=torch.float64)  # noqa: E731

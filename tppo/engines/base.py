@@ -47,6 +47,11 @@ class Sampling:
     top_p: float = 1.0
 
 
+class EngineBase:
+    def metrics(self):
+        return {}
+
+
 class Engine(Protocol):
     """Generates with the newest policy it was given."""
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
+from tppo.engines.base import Continuation, EngineBase, GenerationRequest, Sampling
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import EngineError
 from tppo.models.base import PolicyModel
 
 
-class TorchEngine:
+class EmbeddedEngine(EngineBase):
     """Holds its own copy of the policy, as an engine in another process would.
 
     policy: copied, unless it is given away. max_rows: sequences decoded at a time; more requests are served in turns.

@@ -18,7 +18,7 @@ from tppo.ranks.ranks import current
 PROBE_TOKENS = 8
 
 
-def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound: float, version: int) -> float:
+def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound: float, version: int, ranks=None) -> float:
     """Largest |log-prob of engine - of trainer| [nats] on any rank, over a few fixed tokens behind ``context``.
 
     Raises EngineError when it exceeds ``bound`` (or is not a number).

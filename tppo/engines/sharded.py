@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Continuation, Engine, EngineBase, GenerationRequest, Sampling
 from tppo.ranks.ranks import Ranks, current
 
 
-class ShardedEngine:
+class ShardedEngine(EngineBase):
     """engine: this rank's. tensor_parallel: neighbouring ranks whose engine is one and takes the same requests.
 
     Responses in flight come first in a window, in the order of their age, so dealing requests out in turns gives every
@@ -21,7 +21,7 @@ class ShardedEngine:
     ``busy``: seconds that each replica took for the last call; the difference to the longest is idle time.
     """
 
-    def __init__(self, engine: Engine, tensor_parallel: int = 1) -> None:
+    def __init__(self, engine: Engine, ranks, tensor_parallel: int = 1) -> None:
         self.engine, self.tensor_parallel = engine, tensor_parallel
         self.busy: list[float] = []
 
@@ -73,7 +73,7 @@ class ShardedEngine:
         """By this rank's engine."""
         return self.engine.score(tokens, first)
 
-    def idle(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Share of the last call that the average replica waited for the slowest, for the metrics."""
         slowest = max(self.busy, default=0.0)
         return {"generate_idle": 1 - sum(self.busy) / (len(self.busy) * slowest)} if slowest else {}

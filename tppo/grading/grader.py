@@ -37,7 +37,7 @@ class Grader:
     single texts are the reward's own.
     """
 
-    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:
+    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float, ranks=None) -> None:
         self.reward, self.decode, self.seconds = reward, decode, seconds
         self._submit = reward.submit if isinstance(reward, SubmittingReward) else _InThread(reward).submit
         self._pending: dict[int, Future[float]] = {}

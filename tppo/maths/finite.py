@@ -10,7 +10,7 @@ from tppo.errors import NonFiniteError
 
 
 def check_finite(
-    name: str, x: torch.Tensor, *, step: int, uids: Sequence[int] = (), row_N: torch.Tensor | None = None
+    name: str, x: torch.Tensor, *, uids: Sequence[int] = (), row_N: torch.Tensor | None = None
 ) -> None:
     """Raise NonFiniteError when ``x`` has a NaN or an infinity.
 
@@ -20,4 +20,4 @@ def check_finite(
     if not bool(bad.any()):
         return
     rows = row_N[bad.cpu().reshape(-1)].unique().tolist() if row_N is not None else []
-    raise NonFiniteError(name, step, [uids[row] for row in rows], int(bad.sum()))
+    raise NonFiniteError(name, [uids[row] for row in rows], int(bad.sum()))

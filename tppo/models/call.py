@@ -16,7 +16,7 @@ import torch
 from tppo.models.base import CriticModel, Model, PackedModel, PolicyModel
 from tppo.models.head import token_scores as token_scores
 from tppo.ranks.ranks import current, device_of
-from tppo.types import TokenBatch
+from tppo.types import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class MicroBatch:
 
 
 def micro_batches(
-    batch: TokenBatch,
+    batch: Batch,
     need_N: torch.Tensor,
     rows: Sequence[int],
     *,
@@ -135,7 +135,7 @@ def _size(lengths: Sequence[int], run: tuple[int, int], packed: bool) -> int:
     return sum(lengths[first:end]) if packed else (end - first) * lengths[end - 1]
 
 
-def _nothing(batch: TokenBatch) -> MicroBatch:
+def _nothing(batch: Batch) -> MicroBatch:
     """One token that nobody asks for: the model is called, and every gradient of it is zero."""
     none = torch.empty(0, dtype=torch.int64)
     return MicroBatch(rows=none, index_X=none, ids_BT=batch.sequences[0][None, :1], at_X=none)
@@ -188,7 +188,7 @@ def micro_scores(
 @torch.no_grad()
 def logprobs_of(
     policy: PolicyModel,
-    batch: TokenBatch,
+    batch: Batch,
     need_N: torch.Tensor,
     *,
     temperature: float,
@@ -208,7 +208,7 @@ def logprobs_of(
 @torch.no_grad()
 def values_of(
     critic: CriticModel,
-    batch: TokenBatch,
+    batch: Batch,
     need_N: torch.Tensor,
     last_state_S: torch.Tensor,
     *,
@@ -234,3 +234,31 @@ def placement(model: PolicyModel | CriticModel) -> tuple[torch.device, torch.dty
     assert isinstance(model, torch.nn.Module)
     weight = next(model.parameters())
     return device_of(weight), torch.promote_types(weight.dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Call:
+    ranks: Any
+    temperature: float = 1.0
+    micro_batch_tokens: int = 32768
+    packed: bool = False
+    logit_chunk_tokens: int = 1024
+
+    @property
+    def _cut(self):
+        return {"max_tokens": self.micro_batch_tokens, "packed": self.packed}
+
+    def micro_batches(self, batch, need_N, rows, last_state_S=None):
+        return micro_batches(batch, need_N, rows, last_state_S=last_state_S, **self._cut)
+
+    def logprobs(self, policy, batch, need_N):
+        return logprobs_of(policy, batch, need_N, temperature=self.temperature, chunk=self.logit_chunk_tokens, **self._cut)
+
+    def values(self, critic, batch, need_N, last_state_S):
+        return values_of(critic, batch, need_N, last_state_S, **self._cut)
+
+    def scores(self, policy, micro, tokens_X, *, with_entropy=True):
+        return micro_scores(policy, micro, tokens_X, temperature=self.temperature, chunk=self.logit_chunk_tokens, with_entropy=with_entropy)
+
+    def state_values(self, critic, micro):
+        return micro_values(critic, micro)

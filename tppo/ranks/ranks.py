@@ -37,7 +37,7 @@ from tppo.errors import (
 )
 
 if TYPE_CHECKING:
-    from tppo.config.run import Compute
+    Compute = object
 
 T = TypeVar("T")
 # A rank waits here for the slowest one: a long window, an evaluation of whole responses, a checkpoint.

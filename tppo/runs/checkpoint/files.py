@@ -29,10 +29,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from tppo.errors import CheckpointError
+from tppo.errors import CheckpointError, FormatError
 from tppo.ranks.ranks import Ranks
 
-FORMAT = 1
+FORMAT = 2  # 1 held a policy and a critic by these words; 2 holds networks by name
 """Goes up when an older version of this library could misread what a newer one writes."""
 MANIFEST, MANIFEST_HASH, STATE, WINDOW, TENSORS = (
     "manifest.json", "manifest.sha256", "state.json", "window.safetensors", "tensors",
@@ -126,7 +126,7 @@ def discard(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, if it is sound and of a format known here. Raises CheckpointError with the reason."""
+    """The manifest, if it is sound. Raises CheckpointError with the reason, FormatError for another format."""
     try:
         text, wanted = (folder / MANIFEST).read_bytes(), (folder / MANIFEST_HASH).read_bytes()
     except OSError as error:
@@ -136,9 +136,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if hashlib.sha256(text).hexdigest().encode() + b"\n" != wanted:
         raise CheckpointError(f"{folder}: corrupted: {MANIFEST} does not match {MANIFEST_HASH}")
     manifest = json.loads(text)
-    if manifest["format"] > FORMAT:
-        raise CheckpointError(
-            f"{folder}: format {manifest['format']} is newer than {FORMAT}, the newest known here; update tppo"
+    if manifest["format"] != FORMAT:
+        newer = manifest["format"] > FORMAT
+        remedy = "update tppo" if newer else "go on with it by the version that wrote it, or train again"
+        raise FormatError(
+            f"{folder}: format {manifest['format']} is {'newer' if newer else 'older'} than {FORMAT}, the one that this "
+            f"version reads; {remedy}"
         )
     return manifest
 

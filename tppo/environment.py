@@ -1,0 +1,1 @@
+from tppo.runs.folder import environment, warn  # noqa
