@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from tppo.algorithms.base import Algorithm, ValueTarget
-from tppo.maths.advantages import discounted_returns, egae, gae, lambda_returns, length_adaptive_lambda
+from tppo.maths.advantages import egae, gae, length_adaptive_lambda
 from tppo.maths.masks import shape_advantages, window_mask
+from tppo.maths.values import discounted_returns, lambda_returns
 from tppo.types import TokenBatch
 
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from tppo.algorithms.base import Aggregation, PolicyLoss, ValueTarget
+from tppo.algorithms.base import PolicyLoss, ValueTarget
 from tppo.algorithms.estimate import Estimate, critic_tokens
 from tppo.config.run import Compute
 from tppo.fit.optim import ModelOptimizer
 from tppo.maths import objectives as losses
+from tppo.maths.aggregate import Aggregation, aggregate_count, aggregate_sum
 from tppo.maths.finite import check_finite
+from tppo.maths.values import value_loss
 from tppo.models.base import CriticModel, PolicyModel
 from tppo.models.call import MicroBatch, micro_batches, micro_scores, micro_values, placement
 from tppo.ranks.ranks import current
@@ -42,13 +44,13 @@ def update_critic(
     stats = Stats()
     for rows in _mini_batches(optimizer, trains_S, seed, step, "critic"):
         member_N = train_N & _member(batch, rows)
-        count = losses.aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
+        count = aggregate_count(member_N, batch.offsets, mode=loss.aggregation).clamp(min=1).item()
         members = member_N.sum().clamp(min=1)
         optimizer.zero_grad()
         for micro in micro_batches(batch, member_N, rows, **cut):
             values = micro_values(critic, micro)
             at = micro.index_X
-            terms = losses.value_loss(
+            terms = value_loss(
                 values,
                 old_values_N[at].to(device),
                 returns_N[at].to(device),
@@ -96,7 +98,7 @@ def update_policy(
     for rows in _mini_batches(optimizer, trains_S, seed, step, "policy"):
         member_N = _member(batch, rows)
         keep_N, positive_N = estimate.keep_N & member_N, imitate_N & member_N
-        count = losses.aggregate_count(
+        count = aggregate_count(
             keep_N, batch.offsets, mode=loss.aggregation, constant_length=loss.constant_length
         ).clamp(min=1)
         kept, positives = keep_N.sum().clamp(min=1), positive_N.sum().clamp(min=1)
@@ -222,7 +224,7 @@ def _aggregate(
     offsets = torch.zeros(len(counts) + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
     keep = torch.ones_like(loss_X, dtype=torch.bool) if keep_X is None else keep_X
-    return losses.aggregate_sum(loss_X, keep, offsets.to(loss_X.device), mode=mode)
+    return aggregate_sum(loss_X, keep, offsets.to(loss_X.device), mode=mode)
 
 
 def _member(batch: TokenBatch, rows: list[int]) -> torch.Tensor:

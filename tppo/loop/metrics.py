@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tppo.algorithms.estimate import Estimate
-from tppo.maths.advantages import discounted_returns
+from tppo.maths.values import discounted_returns
 from tppo.types import Response, Status, TokenBatch
 
 

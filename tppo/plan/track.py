@@ -207,7 +207,7 @@ def _policy_loss(job: Job, policy: Any) -> Callable[[], torch.Tensor]:
 def _critic_loss(job: Job, critic: Any) -> Callable[[], torch.Tensor]:
     import torch
 
-    from tppo.maths import objectives as losses
+    from tppo.maths import values as losses
     from tppo.models.call import micro_values
 
     micro, loss = _micro(job), job.value_target
