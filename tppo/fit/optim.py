@@ -47,8 +47,8 @@ class ModelOptimizer:
         if not bool(torch.isfinite(norm)):
             for weight, p in self.named:
                 if p.grad is not None:
-                    check_finite(f"gradient of {name} weight {weight}", full(p.grad), step=step)
-            check_finite(f"gradient norm of {name}", norm, step=step)
+                    check_finite(f"gradient of {name} weight {weight}", full(p.grad))
+            check_finite(f"gradient norm of {name}", norm)
         if self.config.grad_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         self.adamw.step()

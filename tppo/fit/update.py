@@ -57,7 +57,7 @@ def update_critic(
                 clip_low=loss.clip_low,
                 clip_high=loss.clip_high,
             )
-            check_finite("value loss", terms.loss_N, step=step, uids=batch.uids_S, row_N=batch.row_N[at])
+            check_finite("value loss", terms.loss_N, uids=batch.uids_S, row_N=batch.row_N[at])
             total = _aggregate(terms.loss_N, batch, micro, None, loss.aggregation) / count
             total.backward()
             stats.add("critic_loss", total.detach())
@@ -128,25 +128,25 @@ def update_policy(
                 loss_X = loss_X * losses.truncated_importance_weights(
                     old_logprobs_N[at], batch.behaviour_N[at], cap=loss.importance_cap
                 ).to(device)
-            check_finite("policy loss", loss_X, step=step, uids=batch.uids_S, row_N=row_X)
+            check_finite("policy loss", loss_X, uids=batch.uids_S, row_N=row_X)
             surrogate = _aggregate(loss_X, batch, micro, keep_X, loss.aggregation) / count.to(device)
             total = surrogate
             stats.add("policy_loss", surrogate.detach())
             if loss.lm_coef > 0:
                 nll_X = torch.where(positive_X, losses.lm_loss(logprobs), 0)
-                check_finite("positive-example loss", nll_X, step=step, uids=batch.uids_S, row_N=row_X)
+                check_finite("positive-example loss", nll_X, uids=batch.uids_S, row_N=row_X)
                 nll = nll_X.sum() / positives.to(device)
                 total = total + loss.lm_coef * nll
                 stats.add("lm_loss", nll.detach())
             if loss.entropy_coef > 0:
-                check_finite("entropy bonus", entropy, step=step, uids=batch.uids_S, row_N=row_X)
+                check_finite("entropy bonus", entropy, uids=batch.uids_S, row_N=row_X)
                 bonus = _aggregate(entropy, batch, micro, keep_X, loss.aggregation) / count.to(device)
                 total = total - loss.entropy_coef * bonus
             if loss.kl_coef > 0:
                 assert reference_N is not None
                 anchor = torch.where(keep_X, reference_N[at].to(device), logprobs.detach())
                 kl = losses.kl_estimate(logprobs, anchor, kind=loss.kl_kind)
-                check_finite("KL penalty", kl, step=step, uids=batch.uids_S, row_N=row_X)
+                check_finite("KL penalty", kl, uids=batch.uids_S, row_N=row_X)
                 penalty = _aggregate(kl, batch, micro, keep_X, loss.aggregation) / count.to(device)
                 total = total + loss.kl_coef * penalty
                 stats.add("reference_kl", penalty.detach())

@@ -79,7 +79,7 @@ class Trainer:
             recompute = algorithm.value_target.old_values == "recompute"
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
             values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **cut)
-            check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
+            check_finite("values", values_N, uids=batch.uids_S, row_N=batch.row_N)
             stored_N = self.window.store_values(batch.offsets, values_N)
             values_N = values_N if recompute else stored_N
         estimate = estimate_advantages(
@@ -89,7 +89,7 @@ class Trainer:
         scored_N = estimate.keep_N & trains  # nothing is scored that trains nothing
         with clock.phase("logprobs"):
             old_N, entropy_N = score(self.policy, batch, scored_N)
-            check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
+            check_finite("log-probabilities", old_N, uids=batch.uids_S, row_N=batch.row_N)
         returns_N = value_targets(algorithm, batch, values_N, cut_S)
         with clock.phase("update_critic"):
             critic_stats = update_critic(
