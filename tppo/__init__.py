@@ -15,9 +15,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "tppo.types": ("Prompt", "Response", "Status", "Batch"),
     "tppo.errors": ("ConfigError", "DataError", "EngineError", "NonFiniteError", "RewardError", "TPPOError"),
-    "tppo.maths.advantages": ("discounted_returns", "egae", "gae", "lambda_returns", "length_adaptive_lambda"),
+    "tppo.maths.advantages": ("egae", "gae", "length_adaptive_lambda"),
+    "tppo.maths.aggregate": ("aggregate_count", "aggregate_sum"),
     "tppo.maths.masks": ("shape_advantages", "whiten", "window_mask"),
-    "tppo.maths.objectives": ("aggregate_count", "aggregate_sum", "kl_estimate", "lm_loss", "ppo_loss", "value_loss"),
+    "tppo.maths.objectives": ("kl_estimate", "lm_loss", "ppo_loss", "truncated_importance_weights"),
+    "tppo.maths.values": ("discounted_returns", "lambda_returns", "value_loss"),
     "tppo.loop.trainer": ("Trainer",),
     "tppo.loop.slots": ("SlotWindow",),
     "tppo.config.run": ("RunConfig",),

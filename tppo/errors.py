@@ -1,7 +1,7 @@
 """What this library raises. Everything a user can cause derives from :class:`TPPOError`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class TPPOError(Exception):
@@ -56,18 +56,27 @@ class RewardError(TPPOError, RuntimeError):
 
 
 class NonFiniteError(TPPOError, ArithmeticError):
-    """A NaN or an infinity where training needs a number; names the tensor, the step and the responses."""
+    """A NaN or an infinity where training needs a number; names the tensor and the responses, and the step once known.
 
-    def __init__(self, tensor: str, responses: Sequence[int], count: int, step: int | None = None) -> None:
+    >>> print(str(NonFiniteError("policy loss", [8], 1).at_step(3)).partition(";")[0])
+    policy loss has 1 non-finite value(s) at step 3, in responses [8]
+    """
+
+    def __init__(self, tensor: str, responses: Sequence[int], count: int, *, step: int | None = None) -> None:
         self.tensor, self.responses, self.count, self.step = tensor, tuple(responses), count, step
+        super().__init__(self._message())
+
+    def at_step(self, step: int) -> Self:
+        """This error, with the step named: functions that compute do not know it, the loop does."""
+        self.step = step
+        self.args = (self._message(),)
+        return self
+
+    def _message(self) -> str:
         shown = ", ".join(str(uid) for uid in self.responses[:8]) + (", ..." if len(self.responses) > 8 else "")
+        when = "" if self.step is None else f" at step {self.step},"
         where = f"in responses [{shown}]" if self.responses else "in no single response"
-        when = "" if step is None else f"at step {step}, "
-        super().__init__(
-            f"{tensor} has {count} non-finite value(s) {when}{where}; nothing was updated with it. "
+        return (
+            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; nothing was updated with it. "
             "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
         )
-
-    def at_step(self, step: int) -> "NonFiniteError":
-        """The same error, which names the step."""
-        return NonFiniteError(self.tensor, self.responses, self.count, step)

@@ -163,6 +163,8 @@ class Batch:
         """Where each response's chosen tokens lie among all chosen ones, int64 [S + 1]."""
         import torch
 
+        from tppo.maths.ragged import offsets_of
+
         return offsets_of(torch.bincount(self.row_N[chosen_N], minlength=self.num_responses))
 
     @staticmethod
@@ -170,6 +172,8 @@ class Batch:
         """Flatten responses, in their order. Raises ValueError when a finished response has no reward."""
         import numpy as np
         import torch
+
+        from tppo.maths.ragged import offsets_of
 
         def flat(name: str, dtype: torch.dtype) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([np.asarray(getattr(r, name)) for r in responses])).to(dtype)
@@ -208,12 +212,3 @@ class Batch:
             capped_S=torch.tensor([r.status is Status.LENGTH for r in responses], dtype=torch.bool),
             positive_S=finished & (scores > 0),
         )
-
-
-def offsets_of(lengths_S: torch.Tensor) -> torch.Tensor:
-    """Where each of so many entries begins and the last one ends, int64 [S + 1]."""
-    import torch
-
-    offsets = torch.zeros(len(lengths_S) + 1, dtype=torch.int64)
-    torch.cumsum(lengths_S, 0, out=offsets[1:])
-    return offsets

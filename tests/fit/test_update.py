@@ -209,7 +209,7 @@ def test_non_finite_losses_name_the_culprit_and_change_nothing(where: str) -> No
     if where == "values":
         critic = TransformerCritic(tiny_lm().base_model)
         before = copy.deepcopy(critic)
-        with pytest.raises(NonFiniteError, match=r"value loss has 1 .* at step 3, in responses \[8\]") as caught:
+        with pytest.raises(NonFiniteError, match=r"value loss has 1 .* in responses \[8\]") as caught:
             update_critic(
                 critic, ModelOptimizer(critic, Optimizer(lr=1.0)), batch, returns_N=bad, old_values_N=torch.zeros(9),
                 loss=ValueTarget(), compute=LARGE, step=3, seed=0,
@@ -218,7 +218,7 @@ def test_non_finite_losses_name_the_culprit_and_change_nothing(where: str) -> No
     else:
         policy = TransformerPolicy(tiny_lm())
         before = copy.deepcopy(policy)
-        with pytest.raises(NonFiniteError, match=r"policy loss has 1 .* at step 3, in responses \[8\]") as caught:
+        with pytest.raises(NonFiniteError, match=r"policy loss has 1 .* in responses \[8\]") as caught:
             update_policy(
                 policy, ModelOptimizer(policy, Optimizer(lr=1.0)), batch,
                 Estimate(bad if where == "advantages" else torch.ones(9), torch.ones(9), batch.window_N, torch.ones(3)),

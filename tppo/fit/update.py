@@ -18,8 +18,9 @@ from tppo.fit.stats import Stats
 from tppo.fit.terms import Columns, Loss, Now, Term
 from tppo.maths.aggregate import aggregate_count, aggregate_sum
 from tppo.maths.finite import check_finite
+from tppo.maths.ragged import offsets_of
 from tppo.models.call import Call, MicroBatch, placement
-from tppo.types import Batch, offsets_of
+from tppo.types import Batch
 
 if TYPE_CHECKING:
     from tppo.models.base import CriticModel, Model, PolicyModel
