@@ -229,17 +229,19 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
-    from tppo.runs.build import place
-    from tppo.runs.checkpoint.contents import load_policy, stored_config
+    from tppo.models.place import place
+    from tppo.ranks.ranks import Ranks
+    from tppo.runs.checkpoint.contents import load_network, stored_config
     from tppo.runs.checkpoint.store import newest
 
     if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
-    workload = config.task.build(config)
-    place(workload.policy, workload, torch.device("cpu"), None)
-    load_policy(workload.policy, path)
+    ranks = Ranks()
+    workload = config.task.build(config, ranks)
+    place(workload.policy, workload.fill, torch.device("cpu"), ranks)
+    load_network("policy", workload.policy, path)
     try:
         workload.save(workload.policy, known.folder)
     except OSError as error:

@@ -17,7 +17,7 @@ from tppo.config.run import RunConfig
 from tppo.evaluation.paired import Paired, compare
 from tppo.evaluation.scores import Score, avg_at, pass_at
 from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import load_policy
+from tppo.runs.checkpoint.contents import load_network
 
 SOLVED = "solved"
 
@@ -31,7 +31,7 @@ def evaluate_policy(config: RunConfig, checkpoint: Path | None) -> dict[str, Any
     trainer = build_trainer(config)
     try:
         if checkpoint is not None:
-            load_policy(trainer.policy, checkpoint)
+            load_network("policy", trainer.policy, checkpoint)
         found = trainer.evaluate()
     finally:
         trainer.engine.close()

@@ -63,7 +63,7 @@ class TokenMDPTask(TaskConfig):
 
         from tppo.models.base import PolicyModel
         from tppo.models.tabular import TabularCritic, TabularPolicy
-        from tppo.ranks.ranks import current, full, put
+        from tppo.ranks.shard import full, put
 
         mdp = self.mdp(config.rollout.max_response_tokens)
         table = torch.from_numpy(mdp.next_SAK[:, :, 0].copy())
@@ -83,10 +83,10 @@ class TokenMDPTask(TaskConfig):
         def save(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
             logits = full(policy.logits_SA.detach())
-            if current().main:
+            if ranks.main:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({"logits_SA": logits.cpu().contiguous()}, folder / "policy.safetensors")
-            current().barrier()
+            ranks.barrier()
 
         def load(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)

@@ -28,12 +28,11 @@ class ToyLanguageTask(TaskConfig):
 
     def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic start from the same base model; the critic's head is zero."""
-        from tppo.models.folder import export, fill, policy_and_critic
-        from tppo.ranks.ranks import current
+        from tppo.models.folder import critic_of, export, fill, policy_of
 
-        folder = current().main_first(lambda: base_model(self.base))
+        folder = ranks.main_first(lambda: base_model(self.base))
         problems = self.base.language
-        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
+        recompute = config.compute.recompute
 
         def prompt(split: language.Split, index: int, seed: int) -> Prompt:
             problem = problems.problem(split, index, seed)
@@ -47,15 +46,15 @@ class ToyLanguageTask(TaskConfig):
             return language.decode(tokens)
 
         return Workload(
-            policy=policy,
-            critic=lambda: critic,
+            policy=policy_of(folder, recompute=recompute),
+            critic=lambda: critic_of(folder, recompute=recompute),
             prompts=lambda i: prompt("train", i, config.seed),
             # The same held-out problems for every seed, so that runs are compared on equal terms.
             held_out=lambda i: prompt("heldout", i, 0),
             reward=reward,
             decode=decode,
             stop_ids=frozenset({language.EOS_ID}),
-            save=export,
+            save=lambda policy, to: export(policy, to, ranks),
             load=fill,
             fill=lambda model: fill(model, folder),
             folder=folder,

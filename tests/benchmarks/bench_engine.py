@@ -14,11 +14,10 @@ from collections.abc import Callable
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.embedded import TorchEngine
 from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import Prompt, Response, Batch
+from tppo.types import GenerationRequest, Prompt, Response, Sampling, TokenBatch
 
 ROWS, PROMPT, NEW = 128, 20, 64
 
@@ -97,7 +96,7 @@ def main() -> None:
         r.extend(tokens[:368], [0.0] * 368, 0)
         r.extend(tokens[368:], [0.0] * 32, 1)
         responses.append(r)
-    batch = Batch.of(responses)
+    batch = TokenBatch.of(responses)
 
     def selected() -> None:
         logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=8192, chunk=4096)

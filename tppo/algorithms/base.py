@@ -157,8 +157,8 @@ class Parts:
     @property
     def reads(self) -> frozenset[str]:
         """Every column that some part reads."""
-        declared = [*self.terms, *self.rewards, *([self.advantage] if self.advantage else [])]
-        return frozenset[str]().union(*(part.reads for part in declared))
+        reads = [*(term.reads for term in self.terms), *(reward.reads for reward in self.rewards)]
+        return frozenset[str]().union(*reads, self.advantage.reads if self.advantage else ())
 
 
 @dataclass(frozen=True)

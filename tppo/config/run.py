@@ -97,8 +97,9 @@ class RunConfig:
     engine: Literal["torch", "vllm"] = "torch"
     """Inference engine: the embedded one, or vLLM."""
     vllm: VllmOptions = field(default_factory=VllmOptions)
-    probe_bound: Annotated[float, Range(0, above=True, unit="nats")] = 0.05
-    """Largest log-prob difference between engine and trainer on the tokens probed after each load of weights."""
+    probe_bound: Annotated[float, Range(0, above=True, unit="nats")] | None = None
+    """Largest mean log-prob difference between engine and trainer on the tokens probed after each load of weights; None
+    is 0.01, or 0.15 where either computes in 16 bits."""
     grading_seconds: Annotated[float, Range(0, above=True, unit="s")] = 120.0
     """Longest time without a verdict of the reward function before the run stops."""
     phase_limit_seconds: Annotated[float, Range(0, above=True, unit="s")] | None = 1800.0
@@ -110,6 +111,12 @@ class RunConfig:
     def window(self) -> int:
         """New tokens of a response in a round of generation: the algorithm's window, or the cap when it has none."""
         return self.algorithm.parts(self.rollout).window or self.rollout.max_response_tokens
+
+    @property
+    def narrow(self) -> bool:
+        """Whether trainer or engine computes in 16 bits."""
+        of_engine = self.vllm.dtype if self.engine == "vllm" else "auto"
+        return (self.compute.dtype if of_engine == "auto" else of_engine) != "float32" or self.compute.dtype != "float32"
 
     def with_values(self, **changes: Any) -> RunConfig:
         """A copy with leaves replaced; dots in field names are double underscores.

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol, runtime_checkable
 
-from tppo.engines.base import Continuation
 from tppo.errors import RewardError
-from tppo.ranks.ranks import current
-from tppo.types import Prompt, Response
+from tppo.ranks.ranks import Ranks
+from tppo.types import Continuation, Prompt, Response
 
 Reward = Callable[[Prompt, str], float]
 
@@ -37,8 +36,8 @@ class Grader:
     single texts are the reward's own.
     """
 
-    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float, ranks=None) -> None:
-        self.reward, self.decode, self.seconds = reward, decode, seconds
+    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float, ranks: Ranks) -> None:
+        self.reward, self.decode, self.seconds, self.ranks = reward, decode, seconds, ranks
         self._submit = reward.submit if isinstance(reward, SubmittingReward) else _InThread(reward).submit
         self._pending: dict[int, Future[float]] = {}
 
@@ -62,7 +61,7 @@ class Grader:
         Each rank judges a share of them. Raises RewardError, on all ranks, when the reward raises, returns anything but
         a finite number, or gives no verdict in time.
         """
-        ranks = current()
+        ranks = self.ranks
         open_ones = [r for r in responses if r.status.finished and r.reward is None]
         scores, failure = dict[int, float](), None
         try:

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import overload
 
 from tppo.algorithms.base import Select
-from tppo.engines.base import Continuation, GenerationRequest
 from tppo.errors import DataError, EngineError
-from tppo.types import Prompt, Response, Status
+from tppo.types import Continuation, GenerationRequest, Prompt, Response, Status
 
 
 class Slots:

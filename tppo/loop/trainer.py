@@ -10,8 +10,8 @@ from tppo.algorithms.base import Columns
 from tppo.algorithms.check import checked_parts
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Engine, Sampling
-from tppo.engines.probe import probe
+from tppo.engines.base import Engine
+from tppo.engines.probe import BOUNDS, probe
 from tppo.errors import DataError, NonFiniteError
 from tppo.fit.update import policy_now, update
 from tppo.grading.grader import Grader
@@ -24,7 +24,7 @@ from tppo.models.base import Model
 from tppo.models.call import Call
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import full_weights
-from tppo.types import Batch, Response
+from tppo.types import Batch, Response, Sampling
 
 PATIENCE = 64  # rounds per response length: an algorithm that never finds a group it wants must not go on for ever
 
@@ -121,8 +121,9 @@ class Trainer:
         """Give the engine the newest weights, and check on a few tokens that it uses them."""
         narrow = torch.bfloat16 if self.config.compute.dtype == "bfloat16" else None
         self.engine.load_policy(full_weights(self.policy.weights(), narrow), self.version)
-        context, bound = self.workload.prompts(0).tokens or (0,), self.config.probe_bound
-        probe(self.engine, self.policy, context, bound=bound, version=self.version, ranks=self.ranks)
+        prompts = [self.workload.prompts(i).tokens or (0,) for i in range(2)]
+        bound = self.config.probe_bound or BOUNDS[self.config.narrow]
+        probe(self.engine, self.policy, prompts, bound=bound, version=self.version, ranks=self.ranks)
 
     def evaluate(self) -> EvalResult:
         """Held-out evaluation of the policy as it is now."""

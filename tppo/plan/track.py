@@ -193,9 +193,9 @@ def _workload(job: Job) -> Workload:
 
 def _shards(model: Any) -> int:
     """Bytes of this rank's shards of the weights."""
-    from tppo.ranks.shard import local
+    from tppo.ranks.shard import shard_bytes
 
-    return sum(local(p).numel() * p.element_size() for p in model.parameters())
+    return sum(shard_bytes(p) for p in model.parameters())
 
 
 def _step(

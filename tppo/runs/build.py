@@ -103,4 +103,4 @@ def _vllm(config: RunConfig, workload: Workload, ranks: Ranks) -> Engine:
 
     if workload.folder is None:
         raise ConfigError("engine", "vllm", "a task with a Hugging Face folder", "use engine 'torch' for it")
-    return VllmEngine(workload.folder, config.vllm, dtype=config.compute.dtype, seed=config.seed)
+    return VllmEngine(workload.folder, config.vllm, dtype=config.compute.dtype, seed=config.seed, ranks=ranks)

@@ -16,7 +16,7 @@ import torch
 
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Continuation, EngineBase
+from tppo.engines.base import EngineBase
 from tppo.environment import warn
 from tppo.errors import ConfigError, DataError, EngineError
 from tppo.files import write_whole
@@ -28,7 +28,7 @@ from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import restore, stored_config
 from tppo.runs.checkpoint.files import verify
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
-from tppo.types import Response
+from tppo.types import Continuation, Response
 
 
 class DumpFolder:

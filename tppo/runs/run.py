@@ -62,7 +62,7 @@ def run(
     folder = _open(out, config, resumed, ranks)
     watchdog = Watchdog(config.phase_limit_seconds)
     trainer.watch = watchdog.enter
-    store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
+    store = CheckpointStore(out, config.checkpoint, ranks, watch=watchdog.enter)
     if choice.checkpoint is not None:
         store.saved_step = trainer.steps_done
     before = totals.wall_seconds
