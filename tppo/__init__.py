@@ -17,6 +17,7 @@ _EXPORTS = {
     "tppo.errors": ("ConfigError", "DataError", "EngineError", "NonFiniteError", "RewardError", "TPPOError"),
     "tppo.maths.advantages": ("egae", "gae", "length_adaptive_lambda"),
     "tppo.maths.aggregate": ("aggregate_count", "aggregate_sum"),
+    "tppo.maths.groups": ("group_mean", "group_std", "grpo_advantage", "rloo_advantage"),
     "tppo.maths.masks": ("shape_advantages", "whiten", "window_mask"),
     "tppo.maths.objectives": ("kl_estimate", "lm_loss", "ppo_loss", "truncated_importance_weights"),
     "tppo.maths.values": ("discounted_returns", "lambda_returns", "value_loss"),
