@@ -16,6 +16,7 @@ from reference.advantages import (
 )
 from reference.aggregate import constant_normaliser, row_sum, seq_mean_token_mean, seq_mean_token_sum, token_mean
 from reference.batching import Window, advance, fill, status_after, successive_batches
+from reference.groups import group_mean, group_std, grpo_advantage, rloo_advantage
 from reference.masks import clamp, kept, moments, shape_advantages, whiten, window_mask
 from reference.objectives import (
     clip,
@@ -49,6 +50,9 @@ __all__ = [
     "expected_length",
     "fill",
     "gae",
+    "group_mean",
+    "group_std",
+    "grpo_advantage",
     "kept",
     "kl_abs",
     "kl_k1",
@@ -61,6 +65,7 @@ __all__ = [
     "n_step_return",
     "ppo_clip",
     "ratio",
+    "rloo_advantage",
     "row_sum",
     "seq_mean_token_mean",
     "seq_mean_token_sum",

@@ -122,6 +122,7 @@ _EXPORTS = {
     "tppo.loop.trainer": ("Trainer",),
     "tppo.maths.advantages": ("egae", "gae", "length_adaptive_lambda"),
     "tppo.maths.aggregate": ("aggregate_count", "aggregate_sum"),
+    "tppo.maths.groups": ("group_mean", "group_std", "grpo_advantage", "rloo_advantage"),
     "tppo.maths.masks": ("shape_advantages", "whiten", "window_mask"),
     "tppo.maths.objectives": ("kl_estimate", "lm_loss", "ppo_loss"),
     "tppo.maths.values": ("discounted_returns", "lambda_returns", "value_loss"),

@@ -41,6 +41,14 @@ def test_packages_import_only_what_they_may(package: str) -> None:
             assert third_party <= OUTSIDE[package], path
 
 
+def test_equations_need_torch_only() -> None:
+    files = list((ROOT / "tppo" / "maths").glob("*.py"))
+    assert files
+    for path in files:
+        outside = {name for name in imports(path) if name.partition(".")[0] not in sys.stdlib_module_names}
+        assert all(name.startswith(("torch", "tppo.maths.")) or name == "tppo.errors" for name in outside), path
+
+
 def test_heavy_or_replaceable_packages_have_one_door() -> None:
     doors = {"vllm": ("engines", 1), "math_verify": ("grading", 1), "torch.distributed": ("ranks", 2)}
     for name, (room, count) in doors.items():
