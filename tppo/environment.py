@@ -1,1 +1,61 @@
-from tppo.runs.folder import environment, warn  # noqa
+"""Where and with what a program runs: package versions, git revision, machine; and how it warns."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("tppo", "torch", "transformers", "numpy", "gymnasium", "safetensors")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git revision, machine."""
+    return {
+        "packages": versions_of(_PACKAGES),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "git": git_revision(),
+    }
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+    """The installed version of each package; None for one that is not installed.
+
+    >>> versions_of(["no-such-package"])
+    {'no-such-package': None}
+    """
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+@functools.cache
+def git_revision() -> str | None:
+    """The commit that this package was imported from, with "-dirty" where files differ from it; None outside git."""
+    where = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=where, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def warn(text: str) -> None:
+    """Print to standard error, on a line of its own beside the progress bar; of several ranks only rank 0 prints."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(f"\ntppo: warning: {text}", file=sys.stderr, flush=True)

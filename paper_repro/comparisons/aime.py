@@ -87,11 +87,11 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
     Everything that can be wrong with the command is raised, as ConfigError or DataError, before weights are loaded.
     """
     from tppo.data.problems import load_problems
+    from tppo.environment import environment
     from tppo.evaluation import model, report
     from tppo.evaluation.run import prompts_digest, sample_responses
     from tppo.evaluation.store import EvalFolder, check_folder
     from tppo.grading.mathematics import MathReward
-    from tppo.runs.folder import environment
 
     check_ranges(command)
     if command.vllm.dtype != "auto":

@@ -21,10 +21,11 @@ from tppo.config.stored import read_config
 from tppo.errors import ConfigError, TPPOError
 from tppo.evaluation.paired import Paired, compare
 from tppo.evaluation.scores import Score, avg_at
+from tppo.figures import BLUE, GREY, ORANGE, new_figure, save_figure
+from tppo.files import write_json, write_whole, writing_to
 from tppo.runs.build import build_trainer
 from tppo.runs.folder import read_metrics
 
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#7F7F7F"
 Outcomes = dict[str, tuple[bool, ...]]
 
 
@@ -89,13 +90,9 @@ def _numbers(score: Score) -> dict[str, Any]:
 
 def draw(run: Path, numbers: dict[str, Any], path: Path) -> None:
     """Left: the run. Right: before and after on the same problems, 95% intervals for new problems."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = read_metrics(run / "metrics.jsonl")
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     trained = [(r["step"] + 1, r["solve_rate"]) for r in rows if r.get("solve_rate") is not None]
     x, y = (np.array(v, dtype=float) for v in zip(*trained, strict=True))
@@ -132,7 +129,7 @@ def draw(run: Path, numbers: dict[str, Any], path: Path) -> None:
     figure.suptitle(
         f"{summary['recipe']} ({summary['algorithm']}, seed {summary['seed']}): {len(rows)} steps, {spent} of training"
     )
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -148,9 +145,10 @@ def main(argv: list[str] | None = None) -> int:
         outcomes = measure(args.run, args.problems, args.samples, args.engine)
         text, numbers = table(outcomes)
         out = args.out or args.run
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "before_after.json").write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-        (out / "before_after.md").write_text(text + "\n", encoding="utf-8")
+        with writing_to(out):
+            out.mkdir(parents=True, exist_ok=True)
+            write_json(out / "before_after.json", numbers)
+            write_whole(out / "before_after.md", text + "\n")
         draw(args.run, numbers, out / "before_after.png")
     except TPPOError as error:
         print(f"before_after: {error}", file=sys.stderr)

@@ -19,10 +19,12 @@ from tppo.config.recipes import load_recipe
 from tppo.config.stored import read_config
 from tppo.errors import TPPOError
 from tppo.evaluation.scores import student_quantile
+from tppo.figures import BLUE, GREY, RED, new_figure, save_figure
+from tppo.files import write_whole
 from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
 
-COLOURS = {"torch": "#0072B2", "vllm": "#D55E00"}
+COLOURS = {"torch": BLUE, "vllm": RED}
 
 
 def curves(recipe: str, seeds: int, steps: int, every: int, out: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -75,11 +77,7 @@ def markdown(at: np.ndarray, rates: dict[str, np.ndarray]) -> str:
 
 def draw(recipe: str, at: np.ndarray, rates: dict[str, np.ndarray], path: Path) -> None:
     """Left: a line a seed. Right: the difference with its interval."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 4.2)
     left, right = figure.subplots(1, 2)
     for name, colour in COLOURS.items():
         for seed, row in enumerate(rates[name]):
@@ -89,13 +87,13 @@ def draw(recipe: str, at: np.ndarray, rates: dict[str, np.ndarray], path: Path) 
     left.legend(title="engine, a line a seed", loc="lower right", frameon=False)
     mean, half = differences(rates)
     right.errorbar(at, mean, half, fmt="o-", color="k", capsize=3, lw=1.2, ms=4)
-    right.axhline(0, color="#7F7F7F", lw=1)
+    right.axhline(0, color=GREY, lw=1)
     right.set(xlabel="training step", ylabel="vLLM − torch, mean over seeds and 95%")
     for ax in (left, right):
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{recipe} on two inference engines, {len(rates['torch'])} seeds each")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def main() -> int:
@@ -115,7 +113,7 @@ def main() -> int:
         print(f"compare_engines: {error}", file=sys.stderr)
         return 2
     text = markdown(at, rates)
-    (args.out / "engines.md").write_text(text + "\n", encoding="utf-8")
+    write_whole(args.out / "engines.md", text + "\n")
     draw(args.recipe, at, rates, args.out / "engines.png")
     print(text)
     print(f"written to {args.out}: engines.md, engines.png")

@@ -18,11 +18,13 @@ import numpy as np
 
 from tppo.config.recipes import load_recipe
 from tppo.config.stored import read_config
+from tppo.figures import BLUE, ORANGE, new_figure, save_figure
+from tppo.files import write_whole
 from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
 
 PAIR = {"T-PPO": "", "PPO": "-ppo"}
-COLOURS = {"T-PPO": "#0072B2", "PPO": "#E69F00"}
+COLOURS = {"T-PPO": BLUE, "PPO": ORANGE}
 
 
 def reached(rows: list[dict[str, Any]], target: float) -> dict[str, Any] | None:
@@ -85,9 +87,7 @@ def markdown(table: list[dict[str, Any]], target: float) -> str:
 
 def draw(recipe: str, table: list[dict[str, Any]], target: float, out: Path) -> None:
     """Held-out solve rate against training time and against tokens, a line a seed."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = new_figure(11, 4.2)
     axes = figure.subplots(1, 2, sharey=True)
     for row in table:
         name, seed = row["algorithm"], row["seed"]
@@ -110,7 +110,7 @@ def draw(recipe: str, table: list[dict[str, Any]], target: float, out: Path) -> 
     axes[0].set_ylabel("held-out solve rate")
     axes[0].legend(title="one line a seed", loc="lower right")
     figure.suptitle(f"{recipe}: runs end at a held-out solve rate of {target:g} (dotted)")
-    figure.savefig(out / "compare.png", dpi=110)
+    save_figure(figure, out / "compare.png")
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(table)
     text = markdown(table, args.target)
-    (args.out / "compare.md").write_text(text + "\n", encoding="utf-8")
+    write_whole(args.out / "compare.md", text + "\n")
     draw(args.recipe, table, args.target, args.out)
     print(text)
     print(f"written to {args.out}: compare.csv, compare.md, compare.png")

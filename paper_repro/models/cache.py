@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tppo.errors import ConfigError
+from tppo.files import sha256_of_file, write_json, writing_to
 
 MANIFEST = "manifest.json"
 
@@ -30,18 +29,16 @@ def cached_folder(
     folder = root / name
     if is_sound(folder):
         return folder
-    try:
+    with writing_to(root, "TPPO_CACHE"):
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("TPPO_CACHE", str(root), "a folder that can be written", str(error)) from None
     # The entry appears by one rename within one file system, so nobody ever reads half of it.
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     try:
         made, removed = scratch / "made", scratch / "removed"
         made.mkdir()
         make(made)
-        hashes = {path.name: _hash_of(path) for path in sorted(made.iterdir())}
-        (made / MANIFEST).write_text(json.dumps({**record, "sha256": hashes}, indent=2) + "\n")
+        hashes = {path.name: sha256_of_file(path) for path in sorted(made.iterdir())}
+        write_json(made / MANIFEST, {**record, "sha256": hashes})
         if not is_sound(folder):
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(removed)
@@ -60,12 +57,6 @@ def is_sound(folder: Path) -> bool:
     try:
         hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
         found = {path.name for path in folder.iterdir()} - {MANIFEST}
-        return found == set(hashes) and all(_hash_of(folder / name) == hashes[name] for name in hashes)
+        return found == set(hashes) and all(sha256_of_file(folder / name) == hashes[name] for name in hashes)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _hash_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

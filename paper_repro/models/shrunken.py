@@ -6,8 +6,6 @@ tokenizer with ChatML), two layers, and knows nothing. Every byte is a token, so
 
 from __future__ import annotations
 
-import hashlib
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from paper_repro.models.cache import cached_folder
 from paper_repro.models.shapes import qwen2_config
 from tppo.errors import ConfigError
+from tppo.files import sha256_of_json
 
 PREFIX = "shrunken:"
 END_OF_TEXT, TURN_BEGINS, TURN_ENDS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -54,7 +53,7 @@ def shrunken_folder(
         "seed": seed,
         "versions": {package: version(package) for package in ("tokenizers", "torch", "transformers")},
     }
-    digest = hashlib.sha256(json.dumps([record, CHATML], sort_keys=True).encode()).hexdigest()[:12]
+    digest = sha256_of_json([record, CHATML])[:12]
 
     def make(folder: Path) -> None:
         tokenizer = _tokenizer()

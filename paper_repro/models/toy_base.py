@@ -12,8 +12,6 @@ torch and transformers are imported where they are used: who only names a config
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -26,6 +24,7 @@ import numpy as np
 from paper_repro.models.cache import cached_folder
 from sim.language import EOS_ID, PAD_ID, VOCAB_SIZE, Language, demonstrate, encode
 from tppo.errors import ConfigError
+from tppo.files import sha256_of_json
 from tppo.ranges import Range, check_ranges
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def cache_key(config: BaseModelConfig) -> str:
     few = [example.ids for example in _examples(config, min(config.examples, 64))]
     versions = {package: version(package) for package in ("numpy", "torch", "transformers")}
     parts = [asdict(config), versions, qwen2_config(config).to_dict(), few]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_of_json(parts)[:16]
 
 
 def qwen2_config(config: BaseModelConfig) -> Qwen2Config:

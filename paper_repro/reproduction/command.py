@@ -24,10 +24,10 @@ from paper_repro.reproduction.pipeline import Ranks, Stage, digest_of_stage, on_
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
 from tppo.config.run import RunConfig
+from tppo.config.stored import as_dict
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.ranks.ranks import current, end
 from tppo.runs.checkpoint.store import newest
-from tppo.runs.folder import as_dict
 from tppo.runs.run import run
 
 PARTS = ("data", "value", "tppo", "ppo", "evaluate", "figures")

@@ -4,7 +4,6 @@ reads in a second."""
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from paper_repro.tasks.pretrained import MathDataTask
 from tppo.data.problems import Problem, check_overlap, load_problems
 from tppo.data.sources import DAPO_PROMPT, SLOT, STRICT, DataSource, aime_2024, dapo_math_17k
 from tppo.errors import ConfigError
+from tppo.files import sha256_of_file
 
 TRAIN, HELD_OUT, REPORT = "train.jsonl", "held_out.jsonl", "report.txt"
 FILES = {"train": "dapo-math-17k", "held_out": "aime-2024"}
@@ -103,7 +103,6 @@ def _write(path: Path, problems: Sequence[Problem]) -> None:
 
 def _sha256(path: str | Path) -> str:
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(Path(path))
     except OSError as error:
         raise ConfigError("data", str(path), "a file that can be read", str(error)) from None

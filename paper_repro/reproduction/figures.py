@@ -16,24 +16,26 @@ from typing import Any
 from paper_repro.reproduction.panels import PANELS, look
 from paper_repro.reproduction.records import RunRecord, csv_text, markdown, ratios, read_runs, table_of
 from tppo.errors import ConfigError, DataError
+from tppo.figures import new_figure, save_figure
+from tppo.files import write_whole, writing_to
 
 
 def draw(runs: Sequence[RunRecord], path: Path, *, target: float | None = None) -> None:
     """All panels in one figure. Raises OSError."""
-    figure = _figure((19, 9.4))
+    figure = new_figure(19, 9.4)
     for ax, name in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
         _panel(ax, name, runs, target)
     _legend(figure, runs, columns=4)
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 def draw_panel(name: str, runs: Sequence[RunRecord], path: Path, *, target: float | None = None) -> None:
     """One panel in a figure of its own. Raises OSError."""
-    figure = _figure((7, 5))
+    figure = new_figure(7, 5)
     _panel(figure.subplots(), name, runs, target)
     if name != "time-by-phase":  # its bars carry the names of the runs
         _legend(figure, runs, columns=2)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def write_all(runs: Sequence[RunRecord], out: Path, *, target: float | None = None) -> str:
@@ -47,25 +49,14 @@ def write_all(runs: Sequence[RunRecord], out: Path, *, target: float | None = No
     text = markdown(table, target)
     if target is not None and (said := ratios(runs, target)):
         text += f"\n{said}\n"
-    try:
+    with writing_to(out):
         (out / "panels").mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(text, encoding="utf-8")
-        (out / "table.csv").write_text(csv_text(table), encoding="utf-8")
+        write_whole(out / "table.md", text)
+        write_whole(out / "table.csv", csv_text(table))
         draw(runs, out / "figure.png", target=target)
         for name in PANELS:
             draw_panel(name, runs, out / "panels" / f"{name}.png", target=target)
-    except OSError as error:
-        raise ConfigError("out", str(out), "a folder that can be written", str(error)) from None
     return text
-
-
-def _figure(size: tuple[float, float]) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _panel(ax: Any, name: str, runs: Sequence[RunRecord], target: float | None) -> None:

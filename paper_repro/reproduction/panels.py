@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from paper_repro.reproduction.records import RunRecord
+from tppo.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, YELLOW
 
-# Okabe-Ito: safe for colour blindness.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 STYLES = ("-", "--", ":", "-.")
 PHASES = {
-    "generate": "#0072B2", "load_policy": "#56B4E9", "grade": "#F0E442", "values": "#009E73",
-    "logprobs": "#7F7F7F", "update_critic": "#E69F00", "update_policy": "#CC79A7", "rest": "#D0D0D0",
+    "generate": BLUE, "load_policy": SKY, "grade": YELLOW, "values": GREEN,
+    "logprobs": GREY, "update_critic": ORANGE, "update_policy": PINK, "rest": "#D0D0D0",
 }  # fmt: skip
 Panel = Callable[[Any, Sequence[RunRecord]], None]
 

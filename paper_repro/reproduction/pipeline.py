@@ -13,15 +13,14 @@ all, so that no rank waits for one that has stopped.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.files import sha256_of_json, write_json, writing_to
 
 T = TypeVar("T")
 INPUTS, DONE = "inputs.json", "done.json"
@@ -102,22 +101,6 @@ def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
     return value
 
 
-def digest(inputs: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON, whatever the order of its keys.
-
-    >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1}) != digest({"a": 1, "b": [3]})
-    True
-    """
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all. Raises OSError."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _begin(folder: Path, inputs: Mapping[str, Any], cheap: bool) -> bool:
     """Whether the stage is done already; if it was never begun, it begins now."""
     known = folder / INPUTS
@@ -132,17 +115,15 @@ def _begin(folder: Path, inputs: Mapping[str, Any], cheap: bool) -> bool:
                 f"set them back, choose another folder, or remove {folder} and what was made from it",
             )  # fmt: skip
         return (folder / DONE).exists() and bool(_done(folder, needed=False))
-    try:
+    with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(known, inputs)
-    except OSError as error:
-        raise ConfigError("out", str(folder), "a folder that can be written", str(error)) from None
     return False
 
 
 def _finish(folder: Path, result: Mapping[str, Any]) -> None:
     inputs = _read(folder / INPUTS)
-    write_json(folder / DONE, {"digest": digest(inputs), "result": dict(result)})
+    write_json(folder / DONE, {"digest": sha256_of_json(inputs), "result": dict(result)})
 
 
 def _done(folder: Path, *, needed: bool) -> dict[str, Any]:
@@ -150,7 +131,7 @@ def _done(folder: Path, *, needed: bool) -> dict[str, Any]:
     if needed and not path.exists():
         raise ConfigError("stages", folder.name, "a stage that is done", "run it first; the stages before it too")
     done = _read(path)
-    if done.get("digest") != digest(_read(folder / INPUTS)):
+    if done.get("digest") != sha256_of_json(_read(folder / INPUTS)):
         raise DataError(
             f"{path} does not belong to {folder / INPUTS}: were they edited? Remove {folder} to do it again"
         )

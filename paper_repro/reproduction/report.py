@@ -16,6 +16,7 @@ from paper_repro.reproduction.records import read_runs
 from tppo.config.run import RunConfig
 from tppo.evaluation.paired import Paired, compare
 from tppo.evaluation.scores import Score, avg_at, pass_at
+from tppo.files import write_whole
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import load_network
 
@@ -86,7 +87,7 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
         "",
         "![figure](figure.png)",
     ]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "report.md", "\n".join(lines) + "\n")
     return {"differences": {name: paired.difference for name, paired in compared.items()}}
 
 

@@ -242,7 +242,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Planned beside measured, one panel a part."""
-    from tppo.studies.study import PALETTE, new_figure
+    from tppo.figures import PALETTE, new_figure
 
     figure = new_figure(11, 4)
     names = list(dict.fromkeys(r["case"] for r in rows))

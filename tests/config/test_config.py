@@ -13,10 +13,10 @@ from tests.support.helpers import leaves, small_token_mdp
 from tppo.algorithms import Algorithm
 from tppo.config.recipes import load_recipe, recipe_entry_points
 from tppo.config.run import RunConfig, TaskConfig, validate
+from tppo.config.stored import as_dict
 from tppo.errors import ConfigError
 from tppo.ranges import Range
 from tppo.runs.build import build_trainer
-from tppo.runs.folder import as_dict
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -20,10 +20,10 @@ from sim.clock.hardware import MODELS
 from tppo.cli import main
 from tppo.config.recipes import load_recipe
 from tppo.config.run import validate
+from tppo.config.stored import as_dict
 from tppo.errors import ConfigError
 from tppo.models.folder import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
 from tppo.ranges import Range, fields_of
-from tppo.runs.folder import as_dict
 
 
 @pytest.mark.parametrize("name", sorted(LADDER))

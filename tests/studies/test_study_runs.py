@@ -197,7 +197,7 @@ def test_an_interrupted_study_leaves_nothing(
     assert list((tmp_path / "all").iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["toy_studies:MISSING", "no_such_module:STUDY", "toy_studies:OTHER", "json:dumps"])
+@pytest.mark.parametrize("where", ["MISSING", "no_such_module:STUDY", "OTHER", "json:dumps"])
 def test_a_study_that_cannot_be_loaded_says_so(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_studies.install(monkeypatch, toy="TOY", other=where)
     with pytest.raises(ConfigError, match="study = 'other'"):

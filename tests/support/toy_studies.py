@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from paper_repro.studies.intervals import mean_interval
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 
 def draw(seed: int) -> float:
@@ -58,7 +59,9 @@ OTHER = Study("another name", "time", "Who am I?", broken)
 def install(monkeypatch: pytest.MonkeyPatch, **studies: str) -> None:
     """Let these, name to attribute of this module (or a whole reference), be all the studies there are."""
     entries = [
-        EntryPoint(name.replace("_", "-"), where if ":" in where else f"toy_studies:{where}", "tppo.studies")
+        EntryPoint(
+            name.replace("_", "-"), where if ":" in where else f"tests.support.toy_studies:{where}", "tppo.studies"
+        )
         for name, where in studies.items()
     ]
     monkeypatch.setattr("tppo.studies.study.entry_points", lambda group: entries if group == "tppo.studies" else [])

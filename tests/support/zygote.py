@@ -60,7 +60,7 @@ def instrument(event: Events) -> None:
     event.before(tppo.engines.embedded, "pick", "mid-generation: a token")
     event.before(tppo.fit.optim.ModelOptimizer, "step", "mid-update: an optimiser step")
     event.before(tppo.runs.checkpoint.files, "flush", "mid-checkpoint: a flush")
-    event.before(tppo.runs.checkpoint.files, "_sha256", "mid-checkpoint: a hash")
+    event.before(tppo.runs.checkpoint.files, "sha256_of_file", "mid-checkpoint: a hash")
     event.before(tppo.runs.run.RunFolder, "_write_pending", "metrics: before a write")
     event.before(tppo.runs.replay.DumpFolder, "write", "dump: before a write")
     enter = Watchdog.enter

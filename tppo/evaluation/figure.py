@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tppo.figures import BLUE, GREEN, GREY, ORANGE, RED, new_figure, save_figure
+
 if TYPE_CHECKING:
     from tppo.evaluation.paired import Paired
     from tppo.evaluation.report import EvalReport
     from tppo.evaluation.store import Generation
 
-# Okabe-Ito: safe for colour blindness.
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 NAMED = 45
 """Up to so many problems their names stand on the axis."""
-
-
-def _canvas(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _short(problem: str) -> str:
@@ -36,7 +27,7 @@ def _short(problem: str) -> str:
 
 def draw_report(report: EvalReport, responses: Sequence[Sequence[Generation]], cap: int, path: Path) -> None:
     """Problems sorted by rate; above their rates, below the lengths of their responses; the scores on the right."""
-    figure = _canvas(14, 7.6)
+    figure = new_figure(14, 7.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(3.2, 1), height_ratios=(1, 1))
     rates = figure.add_subplot(grid[0, 0])
     lengths = figure.add_subplot(grid[1, 0], sharex=rates)
@@ -55,7 +46,7 @@ def draw_report(report: EvalReport, responses: Sequence[Sequence[Generation]], c
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
     figure.suptitle(f"{report.name}: {len(order)} problems, {report.samples} samples each")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _rates(ax: Any, report: EvalReport, order: list[int]) -> None:
@@ -65,13 +56,13 @@ def _rates(ax: Any, report: EvalReport, order: list[int]) -> None:
     low, high = np.array([p.interval for p in problems]).T
     label = "95% Wilson interval of a problem"
     if len(problems) <= NAMED:
-        ax.vlines(x, low, high, color=_BLUE, alpha=0.45, lw=3, label=label)
-        ax.plot(x, y, "o", color=_BLUE, ms=5, zorder=3, label="share of right samples")
+        ax.vlines(x, low, high, color=BLUE, alpha=0.45, lw=3, label=label)
+        ax.plot(x, y, "o", color=BLUE, ms=5, zorder=3, label="share of right samples")
     else:
-        ax.fill_between(x, low, high, step="mid", color=_BLUE, alpha=0.2, lw=0, label=label)
-        ax.step(x, y, where="mid", color=_BLUE, lw=1.8, label="share of right samples")
+        ax.fill_between(x, low, high, step="mid", color=BLUE, alpha=0.2, lw=0, label=label)
+        ax.step(x, y, where="mid", color=BLUE, lw=1.8, label="share of right samples")
     score = report.scores[0]
-    ax.axhline(score.value, color=_ORANGE, lw=1.5, label=f"{score.name} = {score.value:.3f}")
+    ax.axhline(score.value, color=ORANGE, lw=1.5, label=f"{score.name} = {score.value:.3f}")
     ax.set(title="Rate of each problem", ylabel="share right", ylim=(-0.03, 1.03), xlim=(-0.7, len(x) - 0.3))
     ax.legend(fontsize=8, loc="upper right")
 
@@ -79,7 +70,7 @@ def _rates(ax: Any, report: EvalReport, order: list[int]) -> None:
 def _kinds(responses: Sequence[Sequence[Generation]], order: Sequence[int]) -> list[tuple[str, str, np.ndarray]]:
     """(label, colour, [place, tokens] of each response) by how it ended."""
     kinds: dict[str, tuple[str, list[tuple[int, int]]]] = {
-        "right": (_GREEN, []), "wrong": (_GREY, []), "cut at the cap, not right": (_RED, [])
+        "right": (GREEN, []), "wrong": (GREY, []), "cut at the cap, not right": (RED, [])
     }  # fmt: skip
     for place, i in enumerate(order):
         for g in responses[i]:
@@ -109,8 +100,8 @@ def _scores(ax: Any, report: EvalReport) -> None:
         scores = [s for group in kinds for s in group[-4:]]
     y = np.arange(len(scores))
     for offset, field, color, label in (
-        (-0.13, "interval_total", _ORANGE, "new problems"),
-        (0.13, "interval_sampling", _BLUE, "same problems, new samples"),
+        (-0.13, "interval_total", ORANGE, "new problems"),
+        (0.13, "interval_sampling", BLUE, "same problems, new samples"),
     ):
         ends = np.array([getattr(s, field) for s in scores])
         if np.isfinite(ends).all():
@@ -136,17 +127,17 @@ def _histogram(ax: Any, responses: Sequence[Sequence[Generation]], bins: np.ndar
 
 def draw_comparison(paired: Paired, name_a: str, name_b: str, path: Path) -> None:
     """Left the rates of each problem in both runs, right the differences sorted, with both intervals of their mean."""
-    figure = _canvas(13, 5.6)
+    figure = new_figure(13, 5.6)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
     d = np.array(paired.differences)
     x = np.arange(len(d))
-    right.bar(x, np.sort(d)[::-1], color=np.where(np.sort(d)[::-1] >= 0, _BLUE, _RED), width=1.0, lw=0)
+    right.bar(x, np.sort(d)[::-1], color=np.where(np.sort(d)[::-1] >= 0, BLUE, RED), width=1.0, lw=0)
     right.axhline(
         paired.difference, color="k", lw=1.2, label=f"mean {paired.difference:+.3f}, p = {paired.p_value:.3g}"
     )
     for ends, color, label in (
-        (paired.interval_total, _ORANGE, "new problems"),
-        (paired.interval_sampling, _GREEN, "same problems, new samples"),
+        (paired.interval_total, ORANGE, "new problems"),
+        (paired.interval_sampling, GREEN, "same problems, new samples"),
     ):
         if not math.isnan(ends[0]):
             right.axhspan(*ends, color=color, alpha=0.22, lw=0, label=f"95% of the mean, {label}")
@@ -154,16 +145,16 @@ def draw_comparison(paired: Paired, name_a: str, name_b: str, path: Path) -> Non
     right.set(ylim=(-1.05, 1.05), xlim=(-0.7, len(d) - 0.3))
     right.legend(fontsize=8)
     pairs, counts = np.unique(np.round(np.array([paired.rates_b, paired.rates_a]).T, 9), axis=0, return_counts=True)
-    left.scatter(pairs[:, 0], pairs[:, 1], s=14 + 160 * counts / counts.max(), color=_BLUE, alpha=0.6, lw=0)
+    left.scatter(pairs[:, 0], pairs[:, 1], s=14 + 160 * counts / counts.max(), color=BLUE, alpha=0.6, lw=0)
     for (at_x, at_y), n in zip(pairs, counts, strict=True):
         if len(pairs) <= 60 and n > 1:
             left.annotate(str(n), (at_x, at_y), xytext=(7, 5), textcoords="offset points", fontsize=8)
     left.plot([0, 1], [0, 1], color="k", lw=0.8, ls="--", label="equal")
-    left.plot(paired.mean_b, paired.mean_a, "D", color=_ORANGE, ms=8, label="means", mec="k")
+    left.plot(paired.mean_b, paired.mean_a, "D", color=ORANGE, ms=8, label="means", mec="k")
     left.set(title="Rate of each problem (number: problems)", xlabel=f"B = {name_b}", ylabel=f"A = {name_a}")
     left.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), aspect="equal")
     left.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2)  # every corner may hold problems
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.25)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

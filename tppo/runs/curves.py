@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 
-# Okabe-Ito: safe for colour blindness.
-_BLUE, _ORANGE, _GREEN, _RED, _GREY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F", "#CC79A7"
+from tppo.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, new_figure, save_figure
 
 
 def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
     """Six panels over training steps: what was learned, what it cost, what the algorithm did. Nothing if no step."""
     if not rows:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 7.2)
     axes = figure.subplots(2, 3)
     for draw, ax in zip((_solved, _lengths, _slots, _critic, _trust, _time), axes.flat, strict=True):
         draw(ax, rows, summary)
@@ -33,7 +28,7 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
         + (" (interrupted)" if summary.get("interrupted") else ""),
         fontsize=12,
     )
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,7 +58,7 @@ def _legend(ax: Any, **style: Any) -> None:
 
 
 def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    _line(ax, rows, "solve_rate", "training problems that finished", _GREY)
+    _line(ax, rows, "solve_rate", "training problems that finished", GREY)
     x, y = _series(rows, "held_out_solve_rate")
     # One problem has no standard error.
     error = np.array(
@@ -76,7 +71,7 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
         x, y = np.r_[x, rows[-1]["step"] + 1], np.r_[y, summary["solve_rate_final"]]
         error = np.r_[error, summary.get("solve_rate_final_se") or 0.0]
     label = "held-out, 95% interval"
-    ax.errorbar(x, y, yerr=1.96 * error, color=_BLUE, marker="o", ms=4, capsize=2, label=label, lw=1.8)
+    ax.errorbar(x, y, yerr=1.96 * error, color=BLUE, marker="o", ms=4, capsize=2, label=label, lw=1.8)
     ax.set(title="Problems solved", ylabel="share solved", ylim=(0, 1.02))
     _legend(ax, loc="lower right", fontsize=8)
 
@@ -84,10 +79,10 @@ def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
 def _lengths(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
-    _line(ax, rows, "length_max", "longest", _RED)
-    _line(ax, rows, "length_p99", "99th percentile", _ORANGE)
-    _line(ax, rows, "length_mean", "mean", _BLUE)
-    _line(ax, rows, "length_median", "median", _GREEN)
+    _line(ax, rows, "length_max", "longest", RED)
+    _line(ax, rows, "length_p99", "99th percentile", ORANGE)
+    _line(ax, rows, "length_mean", "mean", BLUE)
+    _line(ax, rows, "length_median", "median", GREEN)
     ax.set(title="Length of finished responses", ylabel="tokens (log scale)", yscale="log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
@@ -99,7 +94,7 @@ def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
     x, finished = _series(rows, "finished")
     _, unfinished = _series(rows, "unfinished")
     ax.stackplot(
-        x, _smooth(finished), _smooth(unfinished), colors=[_BLUE, _ORANGE], alpha=0.75,
+        x, _smooth(finished), _smooth(unfinished), colors=[BLUE, ORANGE], alpha=0.75,
         labels=["finished", "carried to the next step"],
     )  # fmt: skip
     ax.set(title="Slots", ylabel="responses", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
@@ -107,20 +102,20 @@ def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
 
 
 def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    _line(ax, rows, "explained_variance_finished", "tokens of the last window", _BLUE)
-    _line(ax, rows, "explained_variance_unfinished", "tokens sampled before the end was seen", _ORANGE)
+    _line(ax, rows, "explained_variance_finished", "tokens of the last window", BLUE)
+    _line(ax, rows, "explained_variance_unfinished", "tokens sampled before the end was seen", ORANGE)
     ax.axhline(0, color="k", lw=0.6)
     ax.set(title="Critic: explained variance of the return", ylabel="explained variance", ylim=(-1, 1.02))
     _legend(ax, loc="lower right", fontsize=8)
 
 
 def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    _line(ax, rows, "entropy", "entropy [nats]", _BLUE)
+    _line(ax, rows, "entropy", "entropy [nats]", BLUE)
     ax.set(title="Policy: entropy (left), KL and clipping (right)", ylabel="entropy [nats]", ylim=(0, None))
     twin = ax.twinx()
-    _line(twin, rows, "policy_kl", "KL of the update [nats]", _RED)
-    _line(twin, rows, "clip_fraction_high", "clipped above", _ORANGE, "--")
-    _line(twin, rows, "clip_fraction_low", "clipped below", _GREEN, "--")
+    _line(twin, rows, "policy_kl", "KL of the update [nats]", RED)
+    _line(twin, rows, "clip_fraction_high", "clipped above", ORANGE, "--")
+    _line(twin, rows, "clip_fraction_low", "clipped below", GREEN, "--")
     twin.set(ylabel="KL [nats], share clipped", ylim=(0, None))
     twin.spines["top"].set_visible(False)
     lines = [*ax.get_lines(), *twin.get_lines()]
@@ -130,7 +125,7 @@ def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
 
 def _time(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     phases = {
-        "generate": _BLUE, "values": _GREEN, "logprobs": _GREY, "update_critic": _ORANGE, "update_policy": _PINK,
+        "generate": BLUE, "values": GREEN, "logprobs": GREY, "update_critic": ORANGE, "update_policy": PINK,
     }  # fmt: skip
     x = np.array([r["step"] + 1 for r in rows], dtype=float)
     y = [_smooth(np.array([r.get(f"seconds_{p}") or 0.0 for r in rows])) for p in phases]

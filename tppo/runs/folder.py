@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
-import functools
 import json
-import math
 import os
-import platform
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tppo.config.run import RunConfig
+from tppo.config.stored import as_dict
+from tppo.environment import environment, warn
 from tppo.errors import ConfigError, DataError
-
-_PACKAGES = ("tppo", "torch", "transformers", "numpy", "gymnasium", "safetensors")
+from tppo.files import check_writable, is_free, plain, write_json, writing_to
 
 
 class RunFolder:
@@ -33,7 +27,7 @@ class RunFolder:
         self.path = path
         if resumed is None:
             check_folder(path, config)
-        try:
+        with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
             try:
@@ -43,8 +37,6 @@ class RunFolder:
                 self._metrics.close()
                 raise
             self._record(config, resumed)
-        except OSError as error:
-            raise ConfigError("out", str(path), "a folder that can be written", str(error)) from None
         self._pending: list[bytes] = []
         purge = None if resumed is None else resumed.step
         self._board = _tensorboard()(str(path), purge_step=purge) if config.tensorboard else None
@@ -58,7 +50,7 @@ class RunFolder:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl. A line that the disk refuses is kept, and written before the next one."""
-        self._pending.append(json.dumps(_plain(metrics), allow_nan=False).encode() + b"\n")
+        self._pending.append(json.dumps(plain(metrics), allow_nan=False).encode() + b"\n")
         try:
             self._write_pending()
         except OSError as error:
@@ -77,10 +69,7 @@ class RunFolder:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
-        target = self.path / name
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        write_json(self.path / name, content)
 
     def close(self) -> None:
         """Close all files."""
@@ -145,21 +134,12 @@ class Resumed:
     changed: tuple[str, ...] = ()
 
 
-def warn(text: str) -> None:
-    """To standard error, on a line of its own beside the progress bar; of several ranks the first one speaks."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    print(f"\ntppo: warning: {text}", file=sys.stderr, flush=True)
-
-
 def check_folder(path: Path, config: RunConfig, *, resume: bool = False) -> None:
     """Raise ConfigError now for what would fail when the folder is opened, before models are built."""
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not resume)):
+    if not is_free(path) and not (resume and path.is_dir()):
         remedy = "choose another or move it; --resume auto goes on with the run in it"
         raise ConfigError("out", str(path), "a folder that is empty or does not exist", remedy)
-    home = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not (home.is_dir() and os.access(home, os.W_OK)):
-        raise ConfigError("out", str(path), "a folder that can be written", f"{home} cannot")
+    check_writable(path)
     if config.tensorboard:
         _tensorboard()
 
@@ -198,53 +178,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
     return rows
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration tree as plain values, with the class of the task so that it can be read back."""
-    tree = dataclasses.asdict(config)
-    tree["task"] = {"class": f"{type(config.task).__module__}:{type(config.task).__qualname__}", **tree["task"]}
-    return tree
-
-
-def environment() -> dict[str, Any]:
-    """Versions, git revision, machine."""
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "packages": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "git": _git_revision(),
-    }
-
-
-@functools.cache
-def _git_revision() -> str | None:
-    where = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=where, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _tensorboard() -> Any:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from tppo.config.run import RunConfig
+from tppo.environment import warn
 from tppo.errors import ConfigError, EngineError, OutputError
 from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
@@ -21,7 +22,7 @@ from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
 from tppo.runs.curves import draw_curves
-from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_folder, read_metrics, warn
+from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_folder, read_metrics
 from tppo.runs.replay import DumpFolder
 from tppo.runs.watchdog import Termination, Watchdog
 

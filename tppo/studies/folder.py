@@ -13,20 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError
+from tppo.figures import DPI
+from tppo.files import check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = ("data.csv", "figure.png", "findings.md", "study.json")
-DPI = 100
 
 
 def check_study_folder(path: Path, name: str, *, force: bool = False) -> None:
     """Raise ConfigError unless `path` may be written: absent, empty, or with `force` an earlier run of this study."""
     if not path.exists():
-        home = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (home.is_dir() and os.access(home, os.W_OK)):
-            raise ConfigError("out", str(path), "a folder that can be written", f"{home} cannot")
+        check_writable(path)
         return
     if not path.is_dir() or not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         raise ConfigError("out", str(path), "a folder that can be written")

@@ -7,7 +7,6 @@ Figures fill the width; on a phone a tap shows one at its own size, to be swiped
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tppo.errors import ConfigError
+from tppo.files import write_whole
 from tppo.studies.folder import read_rows, read_study
 from tppo.studies.study import Chapter
 
@@ -79,9 +79,7 @@ def write_page(
         raise ConfigError("reuse", ", ".join(map(str, folders)), "every study once", f"found {', '.join(names)}")
     out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE
-    partial = page.with_suffix(".partial")
-    partial.write_text(render(studies, absent or {}), encoding="utf-8")
-    os.replace(partial, page)
+    write_whole(page, render(studies, absent or {}))
     return page
 
 

@@ -31,16 +31,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from tppo.environment import environment
 from tppo.errors import ConfigError
-from tppo.runs.folder import environment
-from tppo.studies.folder import DPI, check_study_folder, swap, write_files
+from tppo.files import writing_to
+from tppo.studies.folder import check_study_folder, swap, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP = "tppo.studies"
-# Okabe-Ito: safe for colour blindness.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F", "#000000")
 
 Chapter = Literal["exact", "learning", "time"]
 Row = Mapping[str, str | int | float | bool | None]
@@ -66,7 +65,7 @@ class StudyResult:
     """
 
     rows: Sequence[Row]  # of data.csv; the keys of the first row are the columns, of which others may lack some
-    figure: Figure  # from `new_figure`
+    figure: Figure  # from `tppo.figures.new_figure`
     caption: str  # what the figure shows; also its text for those who cannot see it
     answer: str  # two sentences: the answer, with numbers and their intervals
     details: Sequence[str] = ()  # further findings, one a bullet
@@ -129,16 +128,6 @@ class Progress:
         return done
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of width x height inches at 100 dots an inch, drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def study_entry_points() -> dict[str, EntryPoint]:
     """Name to entry point, sorted; nothing is imported."""
     return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
@@ -178,11 +167,9 @@ def run_study(
     """Run and write the folder `out`, whole or not at all; an earlier run there is replaced with `force` only."""
     out = out.resolve()
     check_study_folder(out, study.name, force=force)
-    try:
+    with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise ConfigError("out", str(out), "a folder that can be written", str(error)) from None
     try:
         began = time.perf_counter()
         result = study.run(options, Progress(study.name, jobs=options.jobs, show=show))

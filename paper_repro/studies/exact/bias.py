@@ -37,7 +37,8 @@ from paper_repro.studies.exact.tables import (
 )
 from sim import exact
 from sim.mdp.table import Floats
-from tppo.studies.study import PALETTE, Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import PALETTE, new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 Rows = list[dict[str, Any]]
 # The cell that findings quote: half-way in every list.

@@ -33,7 +33,8 @@ from paper_repro.studies.exact.tables import (
 )
 from paper_repro.studies.exact.updates import angle, cosine, direction, expected_update, true_gradient, update
 from sim.mdp.table import Floats
-from tppo.studies.study import PALETTE, Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import PALETTE, new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 Rows = list[dict[str, Any]]
 WINDOW, LAM, IGNORE_LAST, SLOTS = 16, 0.95, 4, 256

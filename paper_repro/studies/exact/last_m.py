@@ -27,7 +27,8 @@ from paper_repro.studies.port import Port, authors_port
 from sim import exact
 from sim.exact.filtered import kept_moments
 from sim.mdp.table import Floats
-from tppo.studies.study import PALETTE, Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import PALETTE, new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 Rows = list[dict[str, Any]]
 WINDOW, LAM, SLOTS = 16, 0.95, 256

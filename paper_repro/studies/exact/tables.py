@@ -18,7 +18,7 @@ from sim import exact
 from sim.exact.moments import Boundary, EstimatorMoments, estimator_moments
 from sim.mdp import families
 from sim.mdp.table import Floats, TokenMDP
-from tppo.studies.study import PALETTE
+from tppo.figures import PALETTE
 
 Critic = Literal["exact", "zero", "optimistic", "noisy", "stale"]
 CRITICS: tuple[Critic, ...] = get_args(Critic)

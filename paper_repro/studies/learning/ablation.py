@@ -15,7 +15,8 @@ from paper_repro.studies.learning.trials import (
     reach,
     train_all,
 )
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 WINDOW, IGNORE_LAST, LAM = 8, 2, 0.95
 TOKENS = 12_000

@@ -19,7 +19,8 @@ from paper_repro.studies.learning.trials import (
     on_grid,
     train_all,
 )
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 if TYPE_CHECKING:
     from tppo.loop.trainer import Trainer

@@ -23,7 +23,8 @@ from paper_repro.studies.learning.trials import (
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from sim.mdp.table import TokenMDP
-from tppo.studies.study import PALETTE, Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import PALETTE, new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

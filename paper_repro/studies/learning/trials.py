@@ -26,7 +26,8 @@ from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from sim.mdp.table import TokenMDP
 from tppo.config.run import RunConfig
-from tppo.studies.study import PALETTE, Progress
+from tppo.figures import PALETTE
+from tppo.studies.study import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,8 @@ from paper_repro.studies.learning.trials import (
     reach,
     train_all,
 )
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 WINDOWS = (4, 8, 16, 32, 64)
 TARGET = 0.85

@@ -21,7 +21,8 @@ from paper_repro.studies.learning.trials import (
     tidy,
     train_all,
 )
-from tppo.studies.study import PALETTE, Progress, Study, StudyOptions, StudyResult, new_figure
+from tppo.figures import PALETTE, new_figure
+from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
 if TYPE_CHECKING:
     from tppo.loop.trainer import Trainer

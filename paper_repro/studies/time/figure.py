@@ -10,7 +10,7 @@ import numpy as np
 from paper_repro.studies.time.cells import CAP, Grid, Rows, schedules
 from paper_repro.studies.time.validate import Validation
 from sim.clock.simulate import PHASES
-from tppo.studies.study import PALETTE, new_figure
+from tppo.figures import BLACK, PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,7 +67,7 @@ def _speed_up(ax: Any, rows: Rows, grid: Grid) -> None:
 def _phases(ax: Any, rows: Rows, grid: Grid) -> None:
     names = list(schedules(grid))
     bottom = np.zeros(len(names))
-    for phase, colour in zip(PHASES, ("#000000", *PALETTE), strict=False):
+    for phase, colour in zip(PHASES, (BLACK, *PALETTE), strict=False):
         y = np.array([
             np.mean([r[f"{phase}_s_per_million"] for r in rows if r["kind"] == "phases" and r["schedule"] == name])
             for name in names

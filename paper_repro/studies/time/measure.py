@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import inspect
+import io
 import os
 import tempfile
 import time
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from sim.clock.simulate import PPO, TPPO, Lengths, ModelProfile, Step, Task, rollout
 from tppo.errors import ConfigError, DataError
+from tppo.files import write_whole
 
 if TYPE_CHECKING:
     from tppo.engines.base import Engine
@@ -232,12 +234,11 @@ def read_measurements(path: Path) -> list[dict[str, Any]]:
 def write_measurements(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(partial, path)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, out.getvalue())
 
 
 def main() -> None:

@@ -16,11 +16,12 @@ from tests.support.helpers import small_token_mdp
 from tppo.cli import main
 from tppo.config.run import CheckpointOptions
 from tppo.engines.embedded import TorchEngine
+from tppo.environment import environment
 from tppo.errors import CheckpointError, ConfigError, EngineDied
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_fields, restore
 from tppo.runs.checkpoint.store import FOLDER, CheckpointStore, choose, listed, newest
-from tppo.runs.folder import environment, read_metrics
+from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
 
 CONFIG = small_token_mdp(steps=4, checkpoint__every=2)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tppo.figures import BLUE, new_figure, save_figure
+
 HERE = Path(__file__).parent
 KEPT, FILES_EACH = 3, 6  # two newest and the best; files in a checkpoint
 MEGABYTE = 2**20
@@ -19,21 +21,17 @@ MEGABYTE = 2**20
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     """Memory by step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4)
     ax = figure.subplots()
     steps = [r["step"] + 1 for r in records]
-    ax.plot(steps, [r["resident"] / MEGABYTE for r in records], color="#0072B2", label="resident memory")
+    ax.plot(steps, [r["resident"] / MEGABYTE for r in records], color=BLUE, label="resident memory")
     ax.set(
         title="token-mdp, a checkpoint at every step", xlabel="training step", ylabel="resident memory [MiB]",
         ylim=(0, 1.25 * max(r["resident"] for r in records) / MEGABYTE),
     )  # fmt: skip
     ax.grid(alpha=0.25)
     ax.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 @pytest.mark.parametrize("steps", [80, pytest.param(500, marks=pytest.mark.slow)])

@@ -13,7 +13,6 @@ checkpoint's name.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 
 from tppo.errors import CheckpointError, FormatError
+from tppo.files import flush, sha256_of, sha256_of_file
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import own_files, read_tensors, stored_tensors, write_tensors
 
@@ -70,7 +70,7 @@ def write(scratch: Path, contents: Contents, ranks: Ranks) -> None:
             (scratch / STATE).write_text(json.dumps(contents.state, indent=1) + "\n", encoding="utf-8")
             mine += [WINDOW, STATE]
         for name in mine:
-            files[name] = {"bytes": (scratch / name).stat().st_size, "sha256": _sha256(scratch / name)}
+            files[name] = {"bytes": (scratch / name).stat().st_size, "sha256": sha256_of_file(scratch / name)}
             flush(scratch / name)
     except OSError as error:
         failure = error
@@ -89,7 +89,7 @@ def _sign(scratch: Path, contents: Contents, files: dict[str, Any]) -> None:
         raise RuntimeError(f"{scratch}: no rank has hashed {sorted(unsigned)}")
     manifest = {"format": FORMAT, "step": contents.step, "solve_rate": contents.solve_rate, "files": files}
     (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    (scratch / MANIFEST_HASH).write_text(_sha256(scratch / MANIFEST) + "\n", encoding="ascii")
+    (scratch / MANIFEST_HASH).write_text(sha256_of_file(scratch / MANIFEST) + "\n", encoding="ascii")
     for path in (scratch / MANIFEST, scratch / MANIFEST_HASH, scratch / TENSORS, scratch):
         flush(path)
 
@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder}: torn: {Path(error.filename).name} cannot be read ({error.strerror})"
         ) from None
-    if hashlib.sha256(text).hexdigest().encode() + b"\n" != wanted:
+    if sha256_of(text).encode() + b"\n" != wanted:
         raise CheckpointError(f"{folder}: corrupted: {MANIFEST} does not match {MANIFEST_HASH}")
     manifest = json.loads(text)
     if manifest["format"] != FORMAT:
@@ -142,7 +142,7 @@ def verify(folder: Path) -> dict[str, Any]:
         if size != entry["bytes"]:
             raise CheckpointError(f"{folder}: torn: {name} has {size} bytes of {entry['bytes']}")
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
-        for name, found in zip(listed, pool.map(_sha256, (folder / name for name in listed)), strict=True):
+        for name, found in zip(listed, pool.map(sha256_of_file, (folder / name for name in listed)), strict=True):
             if found != listed[name]["sha256"]:
                 raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
     return manifest
@@ -172,15 +172,6 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = 
     read_tensors(folder / TENSORS, into)
 
 
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _forget(folder: Path) -> Path:
     return folder.rename(folder.with_name(f".old-{folder.name}-{uuid.uuid4().hex}"))
 
@@ -188,8 +179,3 @@ def _forget(folder: Path) -> Path:
 def _files(folder: Path) -> list[str]:
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
     return sorted(set(names) - {MANIFEST, MANIFEST_HASH})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

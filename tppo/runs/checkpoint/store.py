@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tppo.config.run import CheckpointOptions, RunConfig
+from tppo.environment import warn
 from tppo.errors import CheckpointError, ConfigError
+from tppo.files import flush, partial_path
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import quiet_torch
 from tppo.runs.checkpoint import files
 from tppo.runs.checkpoint.contents import changed_fields, leaf_names
-from tppo.runs.folder import warn
 
 FOLDER = "checkpoints"
 _REMEDIES = {
@@ -64,7 +65,7 @@ class CheckpointStore:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / ".tmp-probe"
             probe.write_bytes(b"tppo")
-            files.flush(probe)
+            flush(probe)
             for path in [*self.root.glob(".tmp-*"), *self.root.glob(".old-*")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
@@ -227,7 +228,8 @@ def _start(out: Path) -> Choice:
     metrics = out / "metrics.jsonl"
     begun = metrics.exists() and not metrics.stat().st_size
     left = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    if left - ({"metrics.jsonl", "config.json", "config.partial", FOLDER} if begun else set()):
+    early = {metrics.name, "config.json", partial_path(out / "config.json").name, FOLDER}
+    if left - (early if begun else set()):
         raise ConfigError(
             "resume",
             "auto",
