@@ -64,7 +64,7 @@ class Optimum:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthDistribution:
     """Distribution of the number of tokens of a response."""
 
     prob_H1: Floats  # [H1] probability of each length; entry 0 is 0
@@ -144,7 +144,7 @@ def occupancy(mdp: TokenMDP, policy: Floats) -> Floats:
     return _forward(mdp, check_policy(mdp, policy))[0]
 
 
-def lengths(mdp: TokenMDP, policy: Floats) -> Lengths:
+def lengths(mdp: TokenMDP, policy: Floats) -> LengthDistribution:
     """Distribution of the response length in tokens, the stop token included.
 
     >>> from sim.mdp.families import combination_lock
@@ -156,7 +156,7 @@ def lengths(mdp: TokenMDP, policy: Floats) -> Lengths:
     _, ended_H, cut = _forward(mdp, check_policy(mdp, policy))
     prob_H1 = np.concatenate([[0.0], ended_H])
     prob_H1[-1] += cut
-    return Lengths(prob_H1, cut)
+    return LengthDistribution(prob_H1, cut)
 
 
 def softmax_policy_gradient(
