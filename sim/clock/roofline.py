@@ -51,7 +51,8 @@ def sum_of_larger(a0: Floats, a1: Floats, b0: Floats, b1: Floats, steps: Ints) -
     The difference of two lines changes its sign once at most, so the sum falls into two arithmetic series.
     """
     e0, e1 = a0 - b0, a1 - b1
-    crossing = np.divide(-e0, e1, out=np.full(e0.shape, np.inf), where=e1 != 0)
+    with np.errstate(over="ignore"):  # all but parallel lines cross beyond the largest number
+        crossing = np.divide(-e0, e1, out=np.full(e0.shape, np.inf), where=e1 != 0)
     a_first = e0 >= 0
     changes = np.where(a_first, e1 < 0, e1 > 0)
     # First k of the second part; on the crossing itself both are equal.
