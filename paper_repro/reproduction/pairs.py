@@ -22,9 +22,7 @@ VALUE_SEED = 10_000
 EVALUATION_SEED = 20_000
 """Every policy is asked the same with the same random numbers."""
 
-FIXED = (
-    *("task.train", "task.held_out", "recipe", "seed", "algorithm.critic.start", "algorithm.warmup_steps"),
-)
+FIXED = (*("task.train", "task.held_out", "recipe", "seed", "algorithm.critic.start", "algorithm.warmup_steps"),)
 """Fields that the reproduction itself decides."""
 
 

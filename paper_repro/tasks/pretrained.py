@@ -184,7 +184,6 @@ class MathDataTask(PretrainedTask):
         """Read, report, check against each other, encode; all before a weight is loaded."""
         import sys
 
-
         train, held_out = load_problems(self.train), load_problems(self.held_out)
         overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
         for part in (train, held_out, overlap) if ranks.main else ():

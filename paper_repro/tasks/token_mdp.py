@@ -53,7 +53,7 @@ class TokenMDPTask(TaskConfig):
 
     def base_logits(self, mdp: TokenMDP) -> np.ndarray:
         """Logits [S, A] of the policy at the start."""
-        policy = families.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
+        policy = exact.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
         return np.log(np.maximum(policy, 1e-6))
 
     def build(self, config: RunConfig, ranks: Ranks) -> Workload:

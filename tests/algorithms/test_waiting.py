@@ -11,19 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 
 import reference
 from paper_repro.recipes.small import token_mdp_ppo
 from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal
 from tppo.algorithms.base import Advantage, Algorithm, TokenFilter, ValueTarget
-from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 from tppo.config.run import RunConfig, validate
 from tppo.errors import ConfigError
 from tppo.fit.update import update_critic, update_policy
 from tppo.loop.trainer import Trainer
 from tppo.maths.objectives import ppo_loss, truncated_importance_weights
 from tppo.runs.build import build_trainer
-from tppo.types import Status, Batch
+from tppo.types import Batch, Status
 
 WAIT = {"algorithm__filter__train_on": "finished", "algorithm__filter__ignore_last": 0}
 ALL = {"algorithm__value_target__responses": "all"}

@@ -14,12 +14,12 @@ from array import array
 
 import numpy as np
 import torch
+from tppo.algorithms.estimate import estimate_advantages, value_targets
 
 from tppo.algorithms import tppo
-from tppo.algorithms.estimate import estimate_advantages, value_targets
 from tppo.loop.slots import SlotWindow
 from tppo.models.call import deal
-from tppo.types import Prompt, Response, Status, Batch
+from tppo.types import Batch, Prompt, Response, Status
 
 WINDOW, CAP = 8192, 24576
 

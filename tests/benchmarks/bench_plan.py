@@ -99,16 +99,16 @@ def worker(case: Case, out: Path) -> None:
     import gc
 
     import torch
+    from tppo.algorithms.estimate import Estimate
     from transformers import AutoModelForCausalLM
 
     from tppo.algorithms.base import PolicyLoss, ValueTarget
-    from tppo.algorithms.estimate import Estimate
     from tppo.config.run import Compute, Optimizer
     from tppo.fit.optim import ModelOptimizer
     from tppo.fit.update import update_critic, update_policy
     from tppo.models.folder import as_policy_and_critic
     from tppo.ranks.ranks import current, leave, shard
-    from tppo.types import Prompt, Response, Status, Batch
+    from tppo.types import Batch, Prompt, Response, Status
 
     torch.set_num_threads(1)
     ranks = current()

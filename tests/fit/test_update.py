@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tppo.algorithms.estimate import Estimate, estimate_advantages, value_targets
 
 from tests.support.helpers import mixed_responses, response, states_equal, tiny_lm
 from tppo.algorithms.base import Algorithm, PolicyLoss, ValueTarget
-from tppo.algorithms.estimate import Estimate, estimate_advantages, value_targets
 from tppo.config.run import Compute, Optimizer
 from tppo.errors import NonFiniteError
 from tppo.fit.optim import ModelOptimizer
 from tppo.fit.update import update_critic, update_policy
 from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
-from tppo.types import Status, Batch
+from tppo.types import Batch, Status
 
 SMALL = Compute(micro_batch_tokens=25, logit_chunk_tokens=3)
 LARGE = Compute()

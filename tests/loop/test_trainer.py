@@ -20,7 +20,7 @@ from tppo.fit.update import update_critic, update_policy
 from tppo.grading.grader import Grader
 from tppo.loop.trainer import Trainer
 from tppo.runs.build import build_trainer
-from tppo.types import Prompt, Batch
+from tppo.types import Batch, Prompt
 
 
 def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[dict[str, Any]]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tppo.algorithms.estimate import Estimate, value_targets
 
 from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal, tiny_lm
 from tppo.algorithms.base import Algorithm, PolicyLoss, ValueTarget
-from tppo.algorithms.estimate import Estimate, value_targets
 from tppo.config.run import Compute, Optimizer
 from tppo.errors import EngineError, NonFiniteError
 from tppo.fit.optim import ModelOptimizer

@@ -16,7 +16,7 @@ from paper_repro.studies.time.cells import CAP, Grid, speed_up_cell
 from paper_repro.studies.time.measure import Plan, measure, plans, read_measurements, write_measurements
 from paper_repro.studies.time.validate import validate, work
 from sim.clock.fitted import FittedCost
-from sim.clock.simulate import Lengths
+from sim.clock.lengths import Lengths
 from tppo.errors import ConfigError, DataError
 from tppo.studies.study import resolve, run_study
 

@@ -42,7 +42,6 @@ RECIPES = {"token-mdp": token_mdp, "toy-language": toy_language}
 TIMING = ("seconds_", "tokens_per_second_", "generate_idle")  # idle: a share of wall time, with several ranks only
 
 
-
 SMALL: dict[str, dict[str, Any]] = {
     "token-mdp": {
         "steps": STEPS, "rollout__slots": 32, "rollout__max_response_tokens": 24, "algorithm__window": 8,

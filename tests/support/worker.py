@@ -15,10 +15,10 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
+from tppo.algorithms.estimate import Estimate
 
 from tests.support.helpers import mixed_responses, tiny_lm
 from tppo.algorithms.base import PolicyLoss, ValueTarget
-from tppo.algorithms.estimate import Estimate
 from tppo.cli import main
 from tppo.config.run import Compute, Optimizer
 from tppo.engines.embedded import TorchEngine

@@ -116,7 +116,9 @@ class RunConfig:
     def narrow(self) -> bool:
         """Whether trainer or engine computes in 16 bits."""
         of_engine = self.vllm.dtype if self.engine == "vllm" else "auto"
-        return (self.compute.dtype if of_engine == "auto" else of_engine) != "float32" or self.compute.dtype != "float32"
+        return (
+            self.compute.dtype if of_engine == "auto" else of_engine
+        ) != "float32" or self.compute.dtype != "float32"
 
     def with_values(self, **changes: Any) -> RunConfig:
         """A copy with leaves replaced; dots in field names are double underscores.

@@ -52,8 +52,8 @@ def tables(horizon: int = HORIZON) -> dict[str, Table]:
         name: Table(
             name,
             mdp,
-            families.noisy_policy(mdp, skill, stop_prob=stop_prob),
-            families.noisy_policy(mdp, skill - 0.15, stop_prob=stop_prob),
+            exact.noisy_policy(mdp, skill, stop_prob=stop_prob),
+            exact.noisy_policy(mdp, skill - 0.15, stop_prob=stop_prob),
         )
         for name, (mdp, skill, stop_prob) in built.items()
     }

@@ -6,22 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.clock.asynchronous import simulate_async
+from sim.clock.hardware import HARDWARE, MODELS, Cluster
+from sim.clock.lengths import Lengths
 from sim.clock.roofline import RooflineTraining
-from sim.clock.simulate import (
-    HARDWARE,
-    MODELS,
-    PHASES,
-    PPO,
-    TPPO,
-    Cluster,
-    Lengths,
-    Machine,
-    Partial,
-    Report,
-    Schedule,
-    Task,
-    simulate,
-)
+from sim.clock.schedules import PPO, TPPO, Partial, Schedule, Task
+from sim.clock.simulate import PHASES, Machine, Report, simulate
 
 Rows = list[dict[str, Any]]
 CAP, PROMPT, MEDIAN, IGNORE_LAST = 24576, 200, 2000.0, 8

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from sim.clock.simulate import PPO, TPPO, Lengths, ModelProfile, Step, Task, rollout
+from sim.clock.hardware import ModelProfile
+from sim.clock.lengths import Lengths
+from sim.clock.schedules import PPO, TPPO, Step, Task, rollout
 from tppo.errors import ConfigError, DataError
 from tppo.files import write_whole
 
