@@ -39,7 +39,7 @@ def predict(question: TimeQuestion) -> TimeAnswer:
         phases |= {"values": 0.0, "update_critic": 0.0}
     else:
         phases["update_critic"] *= critic.optimizer.epochs
-    phases |= {name: phases["logprobs"] for name in beside}  # one more pass of a network of the policy's size
+    phases |= dict.fromkeys(beside, phases["logprobs"])  # one more pass of a network of the policy's size
     steps = rollout(schedule, task, seed=config.seed)
     in_flight = float(np.mean([(s.start_S + s.new_S).sum() for _, s in zip(range(STEPS), steps, strict=False)]))
     e, hardware = efficiency, HARDWARE[question.gpu]

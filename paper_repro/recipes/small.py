@@ -1,7 +1,7 @@
 """Recipes: functions that return one frozen configuration. Found by the command line through entry points.
 
 Tuned for T-PPO with fewer dropped tokens for a shorter window and a shorter warm-up for a shorter run. Lambda stays at
-its floor of 0.95: with alpha 0.05 it adapts to lengths beyond 400 tokens only. A PPO twin differs in the algorithm alone.
+its floor of 0.95: with alpha 0.05 it adapts to lengths beyond 400 tokens only. A PPO twin differs by the algorithm.
 """
 
 from __future__ import annotations

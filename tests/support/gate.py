@@ -1,10 +1,9 @@
 """Ten training steps of many variants, as hashes and exact metrics: what a refactoring must reproduce bit for bit.
 
-    OMP_NUM_THREADS=1 python gate/record.py --out gate.json                        # record
-    OMP_NUM_THREADS=1 python gate/record.py --out new.json --compare gate.json     # record, then compare; exit 1 if other
-    ... --only toy-language/tppo/padded/1                                          # prefixes of keys, several may follow
+    python -m tests.support.gate --out gate.json                        # record
+    python -m tests.support.gate --out new.json --compare gate.json     # record, then compare; exit 1 if they differ
+    ... --only toy-language/tppo/padded/1                               # beginnings of keys; several may follow
 
-Of the project only what `project` imports is used; adapt that function, and `VARIANTS`, to other names.
 Keys: TASK/VARIANT/padded|packed|table/RANKS.
 """
 

@@ -52,7 +52,7 @@ def config_of(tree: Any, path: Path) -> RunConfig:
         task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
         if "class" not in algorithm:
             raise FormatError(
-                f"{path}: format 1, written before algorithms had numbers of their own; this version reads format {FORMAT}. "
+                f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
                 "Go on with it by the version that wrote it (its config.json names the revision), or train again"
             )
         task_class, algorithm_class = task.pop("class"), algorithm.pop("class")

@@ -1,7 +1,7 @@
 """What one rank holds during a training step, by PyTorch's memory tracker, without a GPU and without the memory.
 
 The project's own models, sharding, model call and AdamW, and the algorithm's own terms, run under fake tensors, which
-have shapes and no data, in a fake process group. It happens in a process of its own, so that neither leaks into the caller:
+have shapes and no data, in a fake process group. It happens in a process of its own, so that neither leaks out:
 
     python -m tppo.plan.track < job.pickle > figures.json        progress on stderr
 

@@ -1,7 +1,7 @@
 """The tokens of every step on disk, and training from them alone: one step under a debugger, without an engine.
 
-A dump holds, for each step, every response that trained as it stood when the step ended. With the checkpoint before that
-step, ``Trainer.train`` makes the same weights again, bit for bit on the same kind of machine: recorded tokens and
+A dump holds, for each step, every response that trained as it stood when the step ended. With the checkpoint before
+that step, ``Trainer.train`` makes the same weights again, bit for bit on the same kind of machine: recorded tokens and
 rewards take the place of generation and grading. There is no second training loop.
 """
 

@@ -179,16 +179,19 @@ def _engine(name: str) -> Iterator[tuple[Engine, list[tuple[str, Any]]]]:
     torch.set_num_threads(1)
     try:
         if name == "torch":
-            from tppo.engines.embedded import TorchEngine
+            from tppo.engines.embedded import EmbeddedEngine
 
-            yield TorchEngine(policy), weights
+            yield EmbeddedEngine(policy), weights
             return
         from tppo.config.run import VllmOptions
         from tppo.engines.vllm import VllmEngine
+        from tppo.ranks.ranks import Ranks
 
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            engine = VllmEngine(Path(folder), VllmOptions(max_rows=128, memory_fraction=0.1), dtype="float32", seed=0)
+            engine = VllmEngine(
+                Path(folder), VllmOptions(max_rows=128, memory_fraction=0.1), dtype="float32", seed=0, ranks=Ranks()
+            )
             try:
                 yield engine, weights
             finally:
@@ -199,9 +202,9 @@ def _engine(name: str) -> Iterator[tuple[Engine, list[tuple[str, Any]]]]:
 
 def embedded_prefill_tokens() -> int:
     """Positions of one prefill call of the embedded engine, as it comes."""
-    from tppo.engines.embedded import TorchEngine
+    from tppo.engines.embedded import EmbeddedEngine
 
-    return int(inspect.signature(TorchEngine).parameters["prefill_tokens"].default)
+    return int(inspect.signature(EmbeddedEngine).parameters["prefill_tokens"].default)
 
 
 def _machine() -> str:

@@ -23,7 +23,7 @@ def whole_group(group: Sequence[Response], version: int) -> Verdict:
 
 
 def mixed_group(group: Sequence[Response], version: int) -> Verdict:
-    """Whole groups with a right and a wrong answer; others carry no signal (dynamic sampling, DAPO, arXiv 2503.14476)."""
+    """Whole groups with a right and a wrong answer; others have no signal (dynamic sampling, DAPO, 2503.14476)."""
     if not all(r.status.finished for r in group):
         return "wait"
     right = sum((r.reward or 0.0) > 0 for r in group)

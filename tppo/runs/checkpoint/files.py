@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         newer = manifest["format"] > FORMAT
         remedy = "update tppo" if newer else "go on with it by the version that wrote it, or train again"
         raise FormatError(
-            f"{folder}: format {manifest['format']} is {'newer' if newer else 'older'} than {FORMAT}, the one that this "
+            f"{folder}: format {manifest['format']} is {'newer' if newer else 'older'} than {FORMAT}, which this "
             f"version reads; {remedy}"
         )
     return manifest
