@@ -1,4 +1,4 @@
-"""The vocabulary of the library: prompt, response, status, token batch.
+"""The vocabulary of the library: prompt, response, status, what an engine is asked and answers, token batch.
 
 Shape suffixes used everywhere: ``_N`` flat tokens, ``_S`` responses, ``_V`` vocabulary, ``_D`` hidden width,
 ``_BT`` a padded rectangle of rows and positions, ``_X`` a selection of tokens. Lengths and positions are in tokens,
@@ -95,6 +95,48 @@ class Response:
         self.tokens.extend(tokens)
         self.logprobs.extend(logprobs)
         self.versions.extend([version] * len(tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One row of a call of the engine: go on with this response."""
+
+    uid: int
+    """The response."""
+    tokens: tuple[int, ...]
+    """Prompt and response so far."""
+    position: int
+    """Response tokens so far, the counter of the next random number."""
+    max_new_tokens: int
+    """Budget of this call, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The engine's answer to one request."""
+
+    uid: int
+    """The response."""
+    tokens: tuple[int, ...]
+    """Newly sampled ids, a stop token included."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-probability of each [nats], at the sampling temperature."""
+    stopped: bool
+    """The response ended itself (a stop token), as opposed to the budget running out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn, the same for all requests of a call."""
+
+    temperature: float
+    """Of the logits; 0 is greedy."""
+    stop_ids: frozenset[int]
+    """Token ids that end a response."""
+    seed: int
+    """Of the run; the random number of a token depends on (seed, response uid, position) alone."""
+    top_p: float = 1.0
+    """Nucleus; 1 is off. Training always uses 1: renormalised log-probs bias every ratio."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,7 +262,7 @@ def test_values_that_are_not_finite_name_the_responses() -> None:
 
 def test_empty_responses_are_graded_and_train_nothing() -> None:
     """An engine that ends some responses without a token."""
-    from tppo.engines.base import Continuation
+    from tppo.types import Continuation
 
     trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0))
     inner = trainer.engine
@@ -289,7 +289,7 @@ def test_empty_responses_are_graded_and_train_nothing() -> None:
 
 
 def test_all_empty_is_a_step_without_updates() -> None:
-    from tppo.engines.base import Continuation
+    from tppo.types import Continuation
 
     trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0))
     trainer.engine.generate = lambda requests, sampling, done: [  # type: ignore[method-assign]

@@ -90,8 +90,8 @@ def test_sum_of_the_larger_line(a0: float, a1: float, b0: float, b1: float, step
 def test_prefill_of_the_embedded_engine() -> None:
     """The rectangles that the engine itself makes."""
     torch = pytest.importorskip("torch")
-    from tppo.engines.base import GenerationRequest
     from tppo.engines.embedded import TorchEngine
+    from tppo.types import GenerationRequest
 
     class Nothing(torch.nn.Module):
         vocab_size = 2

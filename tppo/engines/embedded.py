@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import EngineError
 from tppo.models.base import PolicyModel
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 
 class TorchEngine:

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.errors import EngineDied
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     import torch

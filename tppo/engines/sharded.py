@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.ranks.ranks import Ranks, current
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 
 class ShardedEngine:

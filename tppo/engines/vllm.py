@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.engines.memory import MemoryPlan, memory_plan
 from tppo.errors import ConfigError, EngineDied, EngineError
 from tppo.ranks.ranks import current
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     from tppo.config.run import VllmOptions

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
 from tppo.grading.grader import SubmittingReward
 from tppo.grading.mathematics import extract_answers
 from tppo.ranges import Range
-from tppo.types import Prompt
+from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
 
 _UID_BASE = 2**62  # evaluation never shares a random number with training
 

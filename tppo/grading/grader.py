@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol, runtime_checkable
 
-from tppo.engines.base import Continuation
 from tppo.errors import RewardError
 from tppo.ranks.ranks import current
-from tppo.types import Prompt, Response
+from tppo.types import Continuation, Prompt, Response
 
 Reward = Callable[[Prompt, str], float]
 

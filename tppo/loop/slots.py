@@ -14,9 +14,8 @@ from typing import overload
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest
 from tppo.errors import DataError, EngineError
-from tppo.types import Prompt, Response, Status
+from tppo.types import Continuation, GenerationRequest, Prompt, Response, Status
 
 
 class SlotWindow:

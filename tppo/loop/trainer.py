@@ -14,7 +14,7 @@ import torch
 from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Engine, Sampling
+from tppo.engines.base import Engine
 from tppo.engines.probe import probe
 from tppo.engines.sharded import ShardedEngine
 from tppo.fit.optim import ModelOptimizer
@@ -26,7 +26,7 @@ from tppo.loop.slots import SlotWindow
 from tppo.maths.finite import check_finite
 from tppo.models.call import logprobs_of, values_of
 from tppo.ranks.ranks import current, full_weights
-from tppo.types import TokenBatch
+from tppo.types import Sampling, TokenBatch
 
 
 class Trainer:

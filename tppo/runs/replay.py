@@ -18,7 +18,6 @@ import torch
 
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.errors import ConfigError, DataError, EngineError
 from tppo.loop.slots import SlotWindow
 from tppo.loop.trainer import Trainer
@@ -29,7 +28,7 @@ from tppo.runs.checkpoint.contents import restore, stored_config
 from tppo.runs.checkpoint.files import verify
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
 from tppo.runs.folder import warn
-from tppo.types import Response, Status
+from tppo.types import Continuation, GenerationRequest, Response, Sampling, Status
 
 
 class DumpFolder:

@@ -31,8 +31,9 @@ from tppo.studies.study import PALETTE, Progress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+    from tppo.engines.base import Engine
     from tppo.loop.trainer import Trainer
+    from tppo.types import Continuation, GenerationRequest, Sampling
 
 Row = dict[str, Any]
 Clock = Literal["step", "tokens", "decode_steps"]

@@ -29,7 +29,8 @@ from sim.clock.simulate import PPO, TPPO, Lengths, ModelProfile, Step, Task, rol
 from tppo.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from tppo.engines.base import Engine, GenerationRequest
+    from tppo.engines.base import Engine
+    from tppo.types import GenerationRequest
 
 ENGINES = ("torch", "vllm")
 # Heads are 32 wide: the kernels of vLLM for CPUs want no less.
@@ -101,7 +102,7 @@ def plans() -> list[Plan]:
 
 def requests_of(plan: Plan, step: Step, call: int, repeat: int) -> list[GenerationRequest]:
     """Random contexts, new ones in every repeat, and budgets that are the lengths to be."""
-    from tppo.engines.base import GenerationRequest
+    from tppo.types import GenerationRequest
 
     rng = np.random.default_rng([plan.seed, call, repeat])
     return [
@@ -115,7 +116,7 @@ def measure(engine_name: str, chosen: Sequence[Plan], *, repeats: int, show: boo
 
     Raises ConfigError for an engine that cannot start, DataError where an engine did not spend a budget.
     """
-    from tppo.engines.base import Sampling
+    from tppo.types import Sampling
 
     rng = np.random.default_rng(0)
     sampling = Sampling(1.0, frozenset(), seed=0)
