@@ -62,7 +62,8 @@ class TokenMDPTask(TaskConfig):
 
         from tppo.models.base import PolicyModel
         from tppo.models.tabular import TabularCritic, TabularPolicy
-        from tppo.ranks.ranks import current, full, put
+        from tppo.ranks.ranks import current
+        from tppo.ranks.shard import full, put
 
         mdp = self.mdp(config.rollout.max_response_tokens)
         table = torch.from_numpy(mdp.next_SAK[:, :, 0].copy())

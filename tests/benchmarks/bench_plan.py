@@ -107,7 +107,8 @@ def worker(case: Case, out: Path) -> None:
     from tppo.fit.optim import ModelOptimizer
     from tppo.fit.update import update_critic, update_policy
     from tppo.models.folder import as_policy_and_critic
-    from tppo.ranks.ranks import current, leave, shard
+    from tppo.ranks.ranks import current, leave
+    from tppo.ranks.shard import shard
     from tppo.types import Prompt, Response, Status, TokenBatch
 
     torch.set_num_threads(1)
@@ -138,7 +139,7 @@ def worker(case: Case, out: Path) -> None:
             models = [AutoModelForCausalLM.from_config(config, dtype=torch.float32) for _ in range(2)]
         pair = as_policy_and_critic(models[0], models[1], recompute=case.recompute)
         for model in pair:
-            shard(model, compute, torch.device("cpu"))
+            shard(model, torch.device("cpu"), ranks, dtype=compute.dtype)
             model.to_empty(device="cpu")
             for p in model.parameters():
                 torch.nn.init.normal_(p.detach().to_local(), std=0.02)

@@ -29,7 +29,8 @@ from tppo.loop.trainer import Trainer
 from tppo.maths import objectives as losses
 from tppo.models import call as model_call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
-from tppo.ranks.ranks import current, end, full, shard
+from tppo.ranks.ranks import current, end
+from tppo.ranks.shard import full, shard
 from tppo.runs.folder import RunFolder, read_metrics
 from tppo.types import TokenBatch
 
@@ -53,7 +54,7 @@ def gradients(compute: Compute, aggregation: losses.Aggregation, tied: bool) -> 
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     for model in (policy, critic):
-        shard(model, compute, torch.device("cpu"))
+        shard(model, torch.device("cpu"), current(), dtype=compute.dtype)
     batch = TokenBatch.of(mixed_responses(0, count=9))
     g = torch.Generator().manual_seed(0)
     keep = batch.window_N & (torch.rand(len(batch.tokens_N), generator=g) < 0.8)
@@ -89,8 +90,8 @@ def faults() -> dict[str, Callable[[], AbstractContextManager[object]]]:
         mine = torch.arange(len(keep_N)) % current().size == current().rank
         return count(keep_N & mine, offsets, **options)
 
-    def averaging(model, compute, device):  # type: ignore[no-untyped-def]
-        plain_shard(model, compute, device)
+    def averaging(model, *args, **kwargs):  # type: ignore[no-untyped-def]
+        plain_shard(model, *args, **kwargs)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(float(current().size))

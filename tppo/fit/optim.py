@@ -6,7 +6,7 @@ import torch
 
 from tppo.config.run import Optimizer
 from tppo.maths.finite import check_finite
-from tppo.ranks.ranks import full
+from tppo.ranks.shard import full
 
 
 class ModelOptimizer:

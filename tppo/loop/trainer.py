@@ -25,7 +25,8 @@ from tppo.loop.metrics import PhaseClock, critic_metrics, policy_metrics, rollou
 from tppo.loop.slots import SlotWindow
 from tppo.maths.finite import check_finite
 from tppo.models.call import logprobs_of, values_of
-from tppo.ranks.ranks import current, full_weights
+from tppo.ranks.ranks import current
+from tppo.ranks.shard import full_weights
 from tppo.types import Sampling, TokenBatch
 
 

@@ -15,7 +15,8 @@ import torch
 
 from tppo.models.base import CriticModel, Model, PackedModel, PolicyModel
 from tppo.models.head import token_scores as token_scores
-from tppo.ranks.ranks import current, device_of
+from tppo.ranks.ranks import current
+from tppo.ranks.shard import device_of
 from tppo.types import TokenBatch
 
 

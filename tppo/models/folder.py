@@ -120,7 +120,7 @@ def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
     import torch
 
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
-    from tppo.runs.checkpoint.files import read_weights
+    from tppo.models.weights import read_weights
 
     assert isinstance(model, TransformerPolicy | TransformerCritic)
     inner = model.hugging_face
@@ -148,7 +148,8 @@ def export(policy: PolicyModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from tppo.models.transformer import TransformerPolicy
-    from tppo.ranks.ranks import current, full_weights
+    from tppo.ranks.ranks import current
+    from tppo.ranks.shard import full_weights
 
     assert isinstance(policy, TransformerPolicy)
     model, main = policy.hugging_face, current().main

@@ -1,7 +1,7 @@
 """What one rank holds during a training step, by PyTorch's memory tracker, without a GPU and without the memory.
 
 The project's own models, sharding, model call, losses and AdamW run under fake tensors, which have shapes and no data,
-among ranks that do not exist. It happens in a process of its own, so that neither leaks into the caller:
+in a fake process group. It happens in a process of its own, so that neither leaks into the caller:
 
     python -m tppo.plan.track < job.pickle > figures.json        progress on stderr
 
@@ -116,10 +116,11 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     from tppo.models.folder import as_policy_and_critic
-    from tppo.ranks.ranks import leave, pretend, shard
+    from tppo.ranks.ranks import leave, pretend
+    from tppo.ranks.shard import shard
 
     torch.set_num_threads(1)
-    pretend(job.ranks)
+    ranks = pretend(job.ranks)
     out = {}
     cpu = torch.device("cpu")
     # transformers looks at the positions for several sequences in one row. Fake ones have no values, so it would play
@@ -136,7 +137,7 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
             numbers = [p.numel() for p in model.parameters()]
             _say(f"{name}: {count(sum(numbers))} parameters among {job.ranks} ranks, "
                  f"{job.rows} x {job.width} tokens")  # fmt: skip
-            shard(model, job.compute, cpu)
+            shard(model, cpu, ranks, dtype=job.compute.dtype, offload=job.compute.cpu_offload)
             model.to_empty(device=cpu)
             peak, resident = _step(job, model, name)
             out[name] = {"peak": peak, "resident": resident, "numbers": sum(numbers), "largest": max(numbers)}
@@ -150,7 +151,7 @@ def _step(job: Job, model: Any, name: str) -> tuple[dict[str, int], dict[str, in
     import torch
 
     from tppo.fit.optim import ModelOptimizer
-    from tppo.ranks.ranks import full, memory_tracker
+    from tppo.ranks.shard import full, memory_tracker
 
     config = job.policy if name == "policy" else job.critic
     optimizer = ModelOptimizer(model, config)

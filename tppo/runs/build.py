@@ -18,7 +18,8 @@ from tppo.engines.vllm import VLLM_REMEDY
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
 from tppo.models.base import CriticModel, PackedModel, PolicyModel
-from tppo.ranks.ranks import Ranks, current, shard
+from tppo.ranks.ranks import Ranks, current
+from tppo.ranks.shard import shard
 
 
 def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload], Engine] | None = None) -> Trainer:
@@ -92,7 +93,7 @@ def place(model: PolicyModel | CriticModel, workload: Workload, device: torch.de
     if not empty:
         model.to(device)
     if compute is not None:
-        shard(model, compute, device)
+        shard(model, device, current(), dtype=compute.dtype, offload=compute.cpu_offload)
     if empty:
         assert workload.fill is not None, "a workload whose models come without weights must bring `fill`"
         model.to_empty(device="cpu" if compute is not None and compute.cpu_offload else device)

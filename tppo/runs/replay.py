@@ -22,7 +22,8 @@ from tppo.errors import ConfigError, DataError, EngineError
 from tppo.loop.slots import SlotWindow
 from tppo.loop.trainer import Trainer
 from tppo.models.base import Model, PolicyModel
-from tppo.ranks.ranks import current, device_of, full
+from tppo.ranks.ranks import current
+from tppo.ranks.shard import device_of, full
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import restore, stored_config
 from tppo.runs.checkpoint.files import verify

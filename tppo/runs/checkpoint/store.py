@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tppo.config.run import CheckpointOptions, RunConfig
 from tppo.errors import CheckpointError, ConfigError
-from tppo.ranks.ranks import current, on_own_device
+from tppo.ranks.ranks import current
+from tppo.ranks.shard import quiet_torch
 from tppo.runs.checkpoint import files
 from tppo.runs.checkpoint.contents import changed_fields, leaf_names
 from tppo.runs.folder import warn
@@ -66,7 +67,7 @@ class CheckpointStore:
         when this returns, or ConfigError is raised.
         """
         self.wait()
-        files.quiet_torch()
+        quiet_torch()
         if now:
             try:
                 return self.write(contents)
@@ -111,7 +112,7 @@ class CheckpointStore:
             self.watch(None)
 
     def _run(self, contents: files.Contents) -> None:
-        on_own_device()
+        self.ranks.on_own_device()
         try:
             self.write(contents)
         except OSError as error:
