@@ -138,6 +138,7 @@ def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> R
 
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     config = _configure(known.recipe, rest, "train")
+    from tppo.ranks.ranks import current
     from tppo.runs.folder import free_folder
     from tppo.runs.run import run
 
@@ -152,6 +153,7 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     summary = run(
         config,
         out,
+        current(),
         progress=not known.quiet,
         resume=known.resume,
         allow_change=[name for name in known.allow_change.split(",") if name],
@@ -216,6 +218,7 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
+    from tppo.ranks.ranks import current
     from tppo.runs.build import place
     from tppo.runs.checkpoint.contents import load_policy, stored_config
     from tppo.runs.checkpoint.store import newest
@@ -224,8 +227,9 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
-    workload = config.task.build(config)
-    place(workload.policy, workload, torch.device("cpu"), None)
+    ranks = current()
+    workload = config.task.build(config, ranks)
+    place(workload.policy, workload, torch.device("cpu"), ranks, None)
     load_policy(workload.policy, path)
     try:
         workload.save(workload.policy, known.folder)

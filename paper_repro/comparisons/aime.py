@@ -24,6 +24,7 @@ from tppo.data.sources import DAPO_PROMPT, STRICT, Columns, DataSource, aime_202
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.run import EvalSettings
 from tppo.ranges import Range, check_ranges
+from tppo.ranks.ranks import current
 
 SOURCES: dict[str, Callable[[str | Path], DataSource]] = {
     "aime_2024": aime_2024,
@@ -140,6 +141,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
             open_engine=lambda: model.open_engine(
                 command.engine,
                 folder,
+                current(),
                 dtype=command.dtype,
                 device=command.device,
                 seed=command.settings.seed,

@@ -19,6 +19,7 @@ from tppo.config.recipes import load_recipe
 from tppo.config.stored import read_config
 from tppo.errors import TPPOError
 from tppo.evaluation.scores import student_quantile
+from tppo.ranks.ranks import current
 from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
 
@@ -37,7 +38,7 @@ def curves(recipe: str, seeds: int, steps: int, every: int, out: Path) -> tuple[
             folder = out / f"{recipe}-{engine}-seed{seed}"
             config = load_recipe(recipe).with_values(seed=seed, steps=steps, engine=engine, evaluation__every=every)
             if not (folder / "summary.json").exists():
-                run(config, folder)
+                run(config, folder, current())
             elif read_config(folder) != config:
                 raise SystemExit(f"{folder} holds a run with another configuration: choose another --out")
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))

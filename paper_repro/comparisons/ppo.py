@@ -18,6 +18,7 @@ import numpy as np
 
 from tppo.config.recipes import load_recipe
 from tppo.config.stored import read_config
+from tppo.ranks.ranks import current
 from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
 
@@ -46,7 +47,7 @@ def run_all(recipe: str, seeds: int, target: float, out: Path, every: int, probl
                 evaluation__stop_at=target,
             )
             if not (folder / "summary.json").exists():
-                run(config, folder)
+                run(config, folder, current())
             elif read_config(folder) != config:
                 raise SystemExit(f"{folder} holds a run with another configuration: choose another --out")
             summary = json.loads((folder / "summary.json").read_text())

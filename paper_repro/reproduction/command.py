@@ -20,12 +20,12 @@ from typing import Any
 
 from paper_repro.reproduction import data as reproduce_data
 from paper_repro.reproduction.pairs import EVALUATION_SEED, RUNGS, Rung, parse_changes, rung
-from paper_repro.reproduction.pipeline import Ranks, Stage, digest_of_stage, on_main, run_stage
+from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
 from tppo.config.run import RunConfig
 from tppo.errors import ConfigError, DataError, TPPOError
-from tppo.ranks.ranks import current, end
+from tppo.ranks.ranks import Ranks, current, end
 from tppo.runs.checkpoint.store import newest
 from tppo.runs.folder import as_dict
 from tppo.runs.run import run
@@ -108,8 +108,9 @@ class Reproduction:
 
         def work(folder: Path) -> dict[str, Any]:
             summary = run(
-                self.config(name, seed), folder / "run", progress=self.progress, resume="auto", allow_change=HARMLESS
-            )
+                self.config(name, seed), folder / "run", self.ranks, progress=self.progress, resume="auto",
+                allow_change=HARMLESS,
+            )  # fmt: skip
             if summary.get("terminated"):
                 raise Stopped(f"{name} was ended by SIGTERM; the same command goes on")
             if summary.get("interrupted"):

@@ -19,30 +19,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.ranks.ranks import Ranks
 
 T = TypeVar("T")
 INPUTS, DONE = "inputs.json", "done.json"
-
-
-class Ranks(Protocol):
-    """What is needed of ``tppo.ranks.ranks``."""
-
-    @property
-    def main(self) -> bool:
-        """Whether this rank writes."""
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-
-    def broadcast(self, obj: Any) -> Any:
-        """Rank 0's object, on every rank."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tppo.config.run import RunConfig, TaskConfig
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 
@@ -55,14 +56,13 @@ class TokenMDPTask(TaskConfig):
         policy = families.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
         return np.log(np.maximum(policy, 1e-6))
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Tabular models: a policy of little skill, and V = 0."""
         import torch
         from safetensors.torch import load_file, save_file
 
         from tppo.models.base import PolicyModel
         from tppo.models.tabular import TabularCritic, TabularPolicy
-        from tppo.ranks.ranks import current
         from tppo.ranks.shard import full, put
 
         mdp = self.mdp(config.rollout.max_response_tokens)
@@ -83,10 +83,10 @@ class TokenMDPTask(TaskConfig):
         def save(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
             logits = full(policy.logits_SA.detach())
-            if current().main:
+            if ranks.main:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({"logits_SA": logits.cpu().contiguous()}, folder / "policy.safetensors")
-            current().barrier()
+            ranks.barrier()
 
         def load(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)

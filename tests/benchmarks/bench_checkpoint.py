@@ -21,6 +21,7 @@ import torch
 
 from tppo.config.recipes import load_recipe
 from tppo.config.run import CheckpointOptions
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture
 from tppo.runs.checkpoint.files import WINDOW
@@ -37,7 +38,7 @@ def main() -> None:
     trainer = build_trainer(config)
     steps, stalls, copies, writes = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder), CheckpointOptions(every=1, keep=2), watch=lambda phase: None)
+        store = CheckpointStore(Path(folder), CheckpointOptions(every=1, keep=2), Ranks(), watch=lambda phase: None)
         for _ in range(args.steps):
             began = time.perf_counter()
             trainer.step()

@@ -19,6 +19,7 @@ from tppo.errors import ConfigError, DataError, NonFiniteError, RewardError
 from tppo.fit.update import update_critic, update_policy
 from tppo.grading.grader import Grader
 from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.types import Prompt, TokenBatch
 
@@ -225,7 +226,7 @@ def test_expected_update_direction_is_the_exact_gradient() -> None:
 def replace_workload(trainer: Trainer, **changes: Any) -> None:
     trainer.workload = dataclasses.replace(trainer.workload, **changes)
     trainer.window.prompts = trainer.workload.prompts
-    trainer.grader = Grader(trainer.workload.reward, trainer.workload.decode, seconds=5)
+    trainer.grader = Grader(trainer.workload.reward, trainer.workload.decode, Ranks(), seconds=5)
 
 
 def test_a_reward_that_is_not_finite_stops_the_run() -> None:

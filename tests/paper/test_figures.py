@@ -15,6 +15,7 @@ from paper_repro.reproduction.panels import PANELS, phase_seconds, smooth
 from paper_repro.reproduction.records import Point, markdown, ratios, read_run, read_runs, table_of
 from tppo.config.recipes import load_recipe
 from tppo.errors import ConfigError, DataError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.run import run
 
 
@@ -28,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             seed=seed, steps=12, evaluation__every=4, evaluation__problems=64, checkpoint__every=0
         )
         folders.append(root / f"{recipe}-{seed}")
-        run(config, folders[-1], progress=False)
+        run(config, folders[-1], Ranks(), progress=False)
     return folders
 
 

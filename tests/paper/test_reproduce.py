@@ -19,46 +19,39 @@ from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, r
 from tppo.config.run import validate
 from tppo.errors import ConfigError, DataError
 from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 
 
-class Alone:
-    """One rank."""
-
-    main, size = True, 1
-
-    def broadcast(self, obj: Any) -> Any:
-        return obj
-
-    def barrier(self) -> None:
-        pass
-
-
-class Told(Alone):
+class Told(Ranks):
     """Another rank than 0: hears what rank 0 said, and must touch no file."""
 
-    main, size = False, 2
-
     def __init__(self, *said: Any) -> None:
+        super().__init__(rank=1, size=2)
         self.said = list(said)
 
-    def broadcast(self, obj: Any) -> Any:
-        assert obj == ("nothing", None)
+    def broadcast(self, value: Any) -> Any:
+        assert value == ("nothing", None)
         return self.said.pop(0)
 
+    def barrier(self) -> None:
+        """The other rank is not there."""
 
-class Several(Alone):
+
+class Several(Ranks):
     """Rank 0 of two; remembers what it said."""
 
-    size = 2
-
     def __init__(self) -> None:
+        super().__init__(rank=0, size=2)
         self.said: list[Any] = []
 
-    def broadcast(self, obj: Any) -> Any:
-        self.said.append(obj)
-        return obj
+    def broadcast(self, value: Any) -> Any:
+        self.said.append(value)
+        return value
+
+    def barrier(self) -> None:
+        """The other rank is not there."""
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -154,7 +147,7 @@ def test_changed_problems_are_noticed(whole: Path, tmp_path: Path, capsys: pytes
 
 
 def toy(out: Path, **options: Any) -> Reproduction:
-    return Reproduction(rung("toy", dry_run=True), out, Alone(), progress=False, **options)
+    return Reproduction(rung("toy", dry_run=True), out, Ranks(), progress=False, **options)
 
 
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,13 +263,13 @@ def stage_of(inputs: dict[str, Any], work: Callable[[Path], Any] = lambda folder
 
 
 def test_a_damaged_stage_is_refused(tmp_path: Path) -> None:
-    assert run_stage(stage_of({"a": 1}), tmp_path, Alone())
+    assert run_stage(stage_of({"a": 1}), tmp_path, Ranks())
     (tmp_path / "s" / "done.json").write_text('{"digest": "0", "result": {}}')
     with pytest.raises(DataError, match=r"done\.json does not belong to .*inputs\.json: were they edited\? Remove"):
-        run_stage(stage_of({"a": 1}), tmp_path, Alone())
+        run_stage(stage_of({"a": 1}), tmp_path, Ranks())
     (tmp_path / "s" / "done.json").write_text('{"dig')
     with pytest.raises(DataError, match=r"cannot be read.*remove .* to do the stage again"):
-        run_stage(stage_of({"a": 1}), tmp_path, Alone())
+        run_stage(stage_of({"a": 1}), tmp_path, Ranks())
 
 
 def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from paper_repro.recipes.small import token_mdp_ppo
 from tppo.config.run import RunConfig, ValueStop, validate
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, load_critic
 from tppo.runs.checkpoint.store import newest
@@ -73,7 +74,7 @@ def test_steps_without_an_explained_variance_do_not_count() -> None:
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of value pretraining that reached its threshold."""
     out = tmp_path_factory.mktemp("value") / "run"
-    run(pretraining(value_pretraining=ValueStop(explained_variance=0.1, over=3)), out, progress=False)
+    run(pretraining(value_pretraining=ValueStop(explained_variance=0.1, over=3)), out, Ranks(), progress=False)
     return out
 
 
@@ -98,10 +99,12 @@ def test_the_policy_stays_as_it_was(pretrained: Path) -> None:
 
 def test_patience_and_the_end_of_the_steps_are_told_apart(tmp_path: Path) -> None:
     stop = ValueStop(patience=2, over=1, least_gain=5.0)  # no gain is large enough
-    summary = run(pretraining(value_pretraining=stop), tmp_path / "a", progress=False)
+    summary = run(pretraining(value_pretraining=stop), tmp_path / "a", Ranks(), progress=False)
     assert "has not risen above" in summary["value_pretraining"]["ended"]
     assert summary["steps"] == 3
-    summary = run(pretraining(steps=2, algorithm__value_target__warmup_steps=2), tmp_path / "b", progress=False)
+    summary = run(
+        pretraining(steps=2, algorithm__value_target__warmup_steps=2), tmp_path / "b", Ranks(), progress=False
+    )
     assert summary["value_pretraining"]["ended"] == "all steps were done"
 
 
@@ -121,14 +124,14 @@ def test_the_criterion_goes_on_after_an_interruption(
 
     monkeypatch.setattr(Trainer, "step", dies)
     with pytest.raises(RuntimeError, match="killed"):
-        run(config, tmp_path / "r", progress=False)
+        run(config, tmp_path / "r", Ranks(), progress=False)
     monkeypatch.setattr(Trainer, "step", step)
-    again = run(config, tmp_path / "r", progress=False, resume="auto")
+    again = run(config, tmp_path / "r", Ranks(), progress=False, resume="auto")
     before = json.loads((pretrained / "summary.json").read_text())
     assert again["steps"] == before["steps"]
     assert again["value_pretraining"] == before["value_pretraining"]
     # And once it has ended, a resumed run does not go on.
-    assert run(config, tmp_path / "r", progress=False, resume="auto")["steps"] == before["steps"]
+    assert run(config, tmp_path / "r", Ranks(), progress=False, resume="auto")["steps"] == before["steps"]
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints"])
@@ -138,7 +141,7 @@ def test_the_next_run_begins_with_the_critic(pretrained: Path, tmp_path: Path, p
         steps=2, algorithm__value_target__warmup_steps=0, critic_start=str(where), checkpoint__keep=9,
         checkpoint__every=1,
     )  # fmt: skip
-    run(config, tmp_path / "r", progress=False)
+    run(config, tmp_path / "r", Ranks(), progress=False)
     stored, begun = build_trainer(config).critic, build_trainer(config).critic
     load_critic(stored, newest(pretrained))
     load_critic(begun, tmp_path / "r" / "checkpoints" / "step-00000000")
@@ -147,7 +150,9 @@ def test_the_next_run_begins_with_the_critic(pretrained: Path, tmp_path: Path, p
     assert any(value.abs().sum() > 0 for value in one.values() if value.is_floating_point())
     # Resumed, it goes on from its own critic, even where the other run is gone.
     config = config.with_values(steps=3, critic_start=str(tmp_path / "gone"))
-    summary = run(config, tmp_path / "r", progress=False, resume="auto", allow_change=["steps", "critic_start"])
+    summary = run(
+        config, tmp_path / "r", Ranks(), progress=False, resume="auto", allow_change=["steps", "critic_start"]
+    )
     assert summary["steps"] == 3
 
 
@@ -159,7 +164,7 @@ def test_a_critic_that_cannot_be_used_is_refused(
         patch.setattr(tppo.runs.run, "build_trainer", lambda config: pytest.fail("a model was built"))
         for where, says in (("nowhere", "the folder of a run"), ("empty", "a folder with a sound checkpoint")):
             with pytest.raises(ConfigError, match=says) as caught:
-                run(pretraining(critic_start=str(tmp_path / where)), tmp_path / "r", progress=False)
+                run(pretraining(critic_start=str(tmp_path / where)), tmp_path / "r", Ranks(), progress=False)
             assert caught.value.field == "critic_start"
     other = pretraining(task__size=3)
     trainer = build_trainer(other)

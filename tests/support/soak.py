@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.helpers import small_token_mdp
+from tppo.ranks.ranks import Ranks
 from tppo.runs.folder import RunFolder
 from tppo.runs.run import run
 
@@ -39,7 +40,7 @@ def main(out: Path, steps: int) -> None:
         print(json.dumps(record), flush=True)
 
     RunFolder.log = spy  # type: ignore[method-assign]
-    run(small_token_mdp(steps=steps, checkpoint__every=1), out, progress=False)
+    run(small_token_mdp(steps=steps, checkpoint__every=1), out, Ranks(), progress=False)
 
 
 if __name__ == "__main__":

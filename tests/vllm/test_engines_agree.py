@@ -18,6 +18,7 @@ from tppo.engines.base import Engine
 from tppo.engines.embedded import TorchEngine
 from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.types import GenerationRequest, Prompt, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -35,7 +36,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transformer
     options = VllmOptions(max_rows=64, memory_fraction=0.1, max_model_tokens=64)
     engines: dict[str, Engine] = {
         "torch": TorchEngine(policy),
-        "vllm": VllmEngine(Path(folder), options, dtype="float32", seed=0),
+        "vllm": VllmEngine(Path(folder), options, Ranks(), dtype="float32", seed=0),
     }
     for engine in engines.values():
         engine.load_policy(policy.weights(), 0)

@@ -15,6 +15,7 @@ from tppo.engines.probe import probe
 from tppo.errors import EngineError
 from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.types import GenerationRequest, Prompt, Sampling, Status
 
 pytestmark = [
@@ -33,7 +34,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(kind)
     model = tiny_lm(kind, tied=tied, head_dim=32)
     model.save_pretrained(folder)
-    engine = VllmEngine(Path(folder), OPTIONS, dtype="float32", seed=0)
+    engine = VllmEngine(Path(folder), OPTIONS, Ranks(), dtype="float32", seed=0)
     yield TransformerPolicy(model), engine
     engine.close()
 
@@ -66,7 +67,7 @@ def test_logprobs_agree_after_five_updates_in_place(pair: tuple[Any, Any], tempe
         reqs = requests()
         answers = engine.generate(reqs, Sampling(temperature, frozenset({0, 1}), seed=version))
         assert largest_gap(policy, reqs, answers, temperature) < 1e-5
-        assert probe(engine, policy, (1, 2), bound=1e-4, version=version) < 1e-5
+        assert probe(engine, policy, (1, 2), Ranks(), bound=1e-4, version=version) < 1e-5
 
 
 def test_the_contract_of_a_window(pair: tuple[Any, Any]) -> None:
@@ -104,7 +105,7 @@ def test_a_response_does_not_depend_on_its_company(pair: tuple[Any, Any]) -> Non
 def test_a_stale_layer_is_caught(pair: tuple[Any, Any]) -> None:
     policy, engine = pair
     engine.load_policy(policy.weights(), 10)
-    probe(engine, policy, (1, 2), bound=1e-4, version=10)
+    probe(engine, policy, (1, 2), Ranks(), bound=1e-4, version=10)
     with torch.no_grad():
         policy.model.get_output_embeddings().weight.add_(
             torch.randn(policy.vocab_size, 1, generator=torch.Generator().manual_seed(1))
@@ -113,7 +114,7 @@ def test_a_stale_layer_is_caught(pair: tuple[Any, Any]) -> None:
         [(n, w) for n, w in policy.weights() if n not in ("lm_head.weight", "model.embed_tokens.weight")], 11
     )
     with pytest.raises(EngineError, match="stale"):
-        probe(engine, policy, (1, 2), bound=0.05, version=11)
+        probe(engine, policy, (1, 2), Ranks(), bound=0.05, version=11)
 
 
 def test_many_seeded_requests_at_once(pair: tuple[Any, Any]) -> None:

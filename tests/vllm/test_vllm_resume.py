@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.crashes import newest_tensors, without_timings
+from tppo.ranks.ranks import Ranks
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.checkpoint.store import FOLDER, listed
 from tppo.runs.folder import read_metrics
@@ -132,7 +133,9 @@ def test_an_exported_checkpoint_is_loaded_by_vllm(undisturbed: Path, tmp_path: P
     state = newest_tensors(undisturbed)
     assert all(torch.equal(weights[name], state[f"policy.model.{name}"]) for name in weights)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
-    engine = VllmEngine(tmp_path / "model", VllmOptions(max_rows=4, memory_fraction=0.1), dtype="float32", seed=0)
+    engine = VllmEngine(
+        tmp_path / "model", VllmOptions(max_rows=4, memory_fraction=0.1), Ranks(), dtype="float32", seed=0
+    )
     tokens = [3, 9, 14, 7, 21, 30]
     theirs = torch.tensor(engine.score(tokens, 1))
     engine.close()

@@ -12,6 +12,7 @@ from tppo.ranges import Range, check_ranges
 
 if TYPE_CHECKING:
     from tppo.data.workload import Workload
+    from tppo.ranks.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class ModelShape:
 class TaskConfig:
     """What is learned. A recipe brings its own subclass; building it loads models and data."""
 
-    def build(self, config: RunConfig) -> Workload:
-        """Models, prompts, reward and held-out problems of this task."""
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
+        """Models, prompts, reward and held-out problems of this task. A collective call."""
         raise NotImplementedError(f"{type(self).__name__} must define build()")
 
     def validate(self, config: RunConfig) -> None:

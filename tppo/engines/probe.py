@@ -13,12 +13,14 @@ from tppo.engines.base import Engine
 from tppo.errors import EngineError
 from tppo.models.base import Model, PolicyModel
 from tppo.models.call import placement
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 
 PROBE_TOKENS = 8
 
 
-def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound: float, version: int) -> float:
+def probe(
+    engine: Engine, policy: PolicyModel, context: Sequence[int], ranks: Ranks, *, bound: float, version: int
+) -> float:
     """Largest |log-prob of engine - of trainer| [nats] on any rank, over a few fixed tokens behind ``context``.
 
     Raises EngineError when it exceeds ``bound`` (or is not a number).
@@ -36,7 +38,7 @@ def probe(engine: Engine, policy: PolicyModel, context: Sequence[int], *, bound:
         gap = float((ours - torch.tensor(engine.score(tokens, first))).abs().max())
     except Exception as error:
         failure = error
-    gap = max(current().together(gap, failure), key=lambda x: (x != x, x))  # NaN is the largest
+    gap = max(ranks.together(gap, failure), key=lambda x: (x != x, x))  # NaN is the largest
     if not gap <= bound:
         raise EngineError(
             f"after loading policy version {version} the log-probs of engine and trainer differ by {gap:.3g} nats, "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from tppo.engines.base import Engine
-from tppo.ranks.ranks import Ranks, current
+from tppo.ranks.ranks import Ranks
 from tppo.types import Continuation, GenerationRequest, Sampling
 
 
@@ -22,8 +22,8 @@ class ShardedEngine:
     ``busy``: seconds that each replica took for the last call; the difference to the longest is idle time.
     """
 
-    def __init__(self, engine: Engine, tensor_parallel: int = 1) -> None:
-        self.engine, self.tensor_parallel = engine, tensor_parallel
+    def __init__(self, engine: Engine, ranks: Ranks, tensor_parallel: int = 1) -> None:
+        self.engine, self.ranks, self.tensor_parallel = engine, ranks, tensor_parallel
         self.busy: list[float] = []
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -41,7 +41,7 @@ class ShardedEngine:
 
         Raises EngineError on every rank when an engine failed on one.
         """
-        ranks = current()
+        ranks = self.ranks
         replicas, replica = ranks.size // self.tensor_parallel, ranks.rank // self.tensor_parallel
         leads = ranks.rank % self.tensor_parallel == 0
         mine, answers, failures = list(requests[replica::replicas]), list[Continuation](), list[Exception]()

@@ -21,7 +21,7 @@ import torch
 
 from tppo.engines.memory import MemoryPlan, memory_plan
 from tppo.errors import ConfigError, EngineDied, EngineError
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
@@ -40,14 +40,15 @@ class VllmEngine:
     Raises ConfigError when vLLM is absent, of another version, or cannot start with these options.
     """
 
-    def __init__(self, folder: Path, options: VllmOptions, *, dtype: str, seed: int) -> None:
+    def __init__(self, folder: Path, options: VllmOptions, ranks: Ranks, *, dtype: str, seed: int) -> None:
         """dtype: of the trainer's weights, used where the options say 'auto' (vLLM's own auto narrows float32)."""
         # vLLM reads this when an engine starts.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.own_process))
-        self._joined = current().joined
+        self._joined = ranks.joined
         if self._joined and not torch.cuda.is_available():
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all ranks would sit on the same cores
-            _forget_shared_memory()
+            # Otherwise all ranks are bound to the same cores.
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            _forget_shared_memory(ranks)
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -209,15 +210,15 @@ class VllmEngine:
             torch.cuda.empty_cache()
 
 
-def _forget_shared_memory() -> None:
+def _forget_shared_memory(ranks: Ranks) -> None:
     """Ranks that share an engine on a CPU talk through files whose names vLLM gives to every run alike, does not take
     where they exist, and leaves behind when a rank dies. A run that has opened them keeps what it has.
     """
-    if current().local == 0:
+    if ranks.local == 0:
         for path in Path("/dev/shm").glob("-tp:*-cpushm_*"):
             with contextlib.suppress(OSError):
                 path.unlink()
-    current().barrier()
+    ranks.barrier()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from tppo.data.problems import Problem, to_prompts
 from tppo.engines.base import Engine
 from tppo.errors import ConfigError
 from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 EngineName = Literal["torch", "vllm"]
@@ -85,7 +86,15 @@ class Asked:
 
 
 def open_engine(
-    name: EngineName, folder: Path, *, dtype: str, device: str, seed: int, rows: int, options: VllmOptions
+    name: EngineName,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    dtype: str,
+    device: str,
+    seed: int,
+    rows: int,
+    options: VllmOptions,
 ) -> Engine:
     """An engine with the folder's weights in ``dtype``. rows: sequences decoded at a time by the embedded engine.
 
@@ -94,7 +103,7 @@ def open_engine(
     if name == "vllm":
         from tppo.engines.vllm import VllmEngine
 
-        return VllmEngine(folder, options, dtype=dtype, seed=seed)
+        return VllmEngine(folder, options, ranks, dtype=dtype, seed=seed)
     import torch
 
     from tppo.engines.embedded import TorchEngine
@@ -102,5 +111,5 @@ def open_engine(
     from tppo.models.transformer import TransformerPolicy
     from tppo.runs.build import pick_device
 
-    place = pick_device(device)
+    place = pick_device(device, ranks)
     return TorchEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)

@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Protocol, runtime_checkable
 
 from tppo.errors import RewardError
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 from tppo.types import Continuation, Prompt, Response
 
 Reward = Callable[[Prompt, str], float]
@@ -36,8 +36,8 @@ class Grader:
     single texts are the reward's own.
     """
 
-    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:
-        self.reward, self.decode, self.seconds = reward, decode, seconds
+    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], ranks: Ranks, *, seconds: float) -> None:
+        self.reward, self.decode, self.ranks, self.seconds = reward, decode, ranks, seconds
         self._submit = reward.submit if isinstance(reward, SubmittingReward) else _InThread(reward).submit
         self._pending: dict[int, Future[float]] = {}
 
@@ -61,7 +61,7 @@ class Grader:
         Each rank judges a share of them. Raises RewardError, on all ranks, when the reward raises, returns anything but
         a finite number, or gives no verdict in time.
         """
-        ranks = current()
+        ranks = self.ranks
         open_ones = [r for r in responses if r.status.finished and r.reward is None]
         scores, failure = dict[int, float](), None
         try:

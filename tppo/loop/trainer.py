@@ -25,7 +25,7 @@ from tppo.loop.metrics import PhaseClock, critic_metrics, policy_metrics, rollou
 from tppo.loop.slots import SlotWindow
 from tppo.maths.finite import check_finite
 from tppo.models.call import logprobs_of, values_of
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import full_weights
 from tppo.types import Sampling, TokenBatch
 
@@ -36,8 +36,8 @@ class Trainer:
     ``steps_done`` counts steps; ``version`` counts changes of the policy's weights. ``watch`` is told what begins.
     """
 
-    def __init__(self, config: RunConfig, workload: Workload, engine: Engine) -> None:
-        self.config, self.workload, self.engine = config, workload, engine
+    def __init__(self, config: RunConfig, workload: Workload, engine: Engine, ranks: Ranks) -> None:
+        self.config, self.workload, self.engine, self.ranks = config, workload, engine, ranks
         self.policy, self.critic = workload.policy, workload.critic
         assert isinstance(self.policy, torch.nn.Module)
         assert isinstance(self.critic, torch.nn.Module)
@@ -53,7 +53,7 @@ class Trainer:
             max_response_tokens=config.rollout.max_response_tokens,
         )
         self.sampling = Sampling(config.rollout.temperature, workload.stop_ids, config.seed)
-        self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds)
+        self.grader = Grader(workload.reward, workload.decode, ranks, seconds=config.grading_seconds)
         self.watch: Callable[[str | None], None] = lambda phase: None
         self.steps_done = 0
         self.version = 0
@@ -75,7 +75,7 @@ class Trainer:
         with clock.phase("grade"):
             self.grader.grade(responses)
         batch = TokenBatch.of(responses)
-        current().check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
+        self.ranks.check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
         with clock.phase("values"):
             recompute = algorithm.value_target.old_values == "recompute"
             need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
@@ -146,7 +146,7 @@ class Trainer:
         dtype = torch.bfloat16 if self.config.compute.dtype == "bfloat16" else None
         self.engine.load_policy(full_weights(self.policy.weights(), dtype), self.version)
         context = self.workload.prompts(0).tokens or (0,)
-        probe(self.engine, self.policy, context, bound=self.config.probe_bound, version=self.version)
+        probe(self.engine, self.policy, context, self.ranks, bound=self.config.probe_bound, version=self.version)
 
     def evaluate(self) -> EvalResult:
         """Held-out evaluation of the policy as it is now."""

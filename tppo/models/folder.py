@@ -18,6 +18,7 @@ FILE_BYTES = 4 * 2**30
 if TYPE_CHECKING:
     from tppo.models.base import CriticModel, PolicyModel
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
+    from tppo.ranks.ranks import Ranks
 
 
 def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
         torch.nn.init.zeros_(model.head.bias)
 
 
-def export(policy: PolicyModel, folder: Path) -> None:
+def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
     """Write a policy as a Hugging Face folder, whatever it is sharded over; every rank must call, rank 0 writes.
 
     One file is in memory at a time, at most ``FILE_BYTES`` and one weight long. Raises OSError, ValueError.
@@ -148,11 +149,10 @@ def export(policy: PolicyModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from tppo.models.transformer import TransformerPolicy
-    from tppo.ranks.ranks import current
     from tppo.ranks.shard import full_weights
 
     assert isinstance(policy, TransformerPolicy)
-    model, main = policy.hugging_face, current().main
+    model, main = policy.hugging_face, ranks.main
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         model.config.save_pretrained(folder)
@@ -179,7 +179,7 @@ def export(policy: PolicyModel, folder: Path) -> None:
     if main:
         write()
         _name_parts(folder, weight_map, len(files), sum(sizes))
-    current().barrier()
+    ranks.barrier()
 
 
 def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int) -> None:

@@ -22,18 +22,23 @@ from tppo.ranks.ranks import Ranks, current
 from tppo.ranks.shard import shard
 
 
-def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload], Engine] | None = None) -> Trainer:
+def build_trainer(
+    config: RunConfig,
+    open_engine: Callable[[RunConfig, Workload], Engine] | None = None,
+    ranks: Ranks | None = None,
+) -> Trainer:
     """Validate, then load models and data, then open the engine (``build_engine`` unless another is asked for).
 
     Under ``torchrun`` every rank calls this; models are sharded among them and each has an engine of its own, or one
-    of ``vllm.tensor_parallel`` ranks together.
+    of ``vllm.tensor_parallel`` ranks together. ranks: those of this process if None.
     """
+    ranks = current() if ranks is None else ranks
     validate(config)
     if config.engine == "vllm" and open_engine is None and importlib.util.find_spec("vllm") is None:
         raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
-    check_ranks(config, current())
-    device = pick_device(config.compute.device)
-    workload = config.task.build(config)
+    check_ranks(config, ranks)
+    device = pick_device(config.compute.device, ranks)
+    workload = config.task.build(config, ranks)
     if config.algorithm.policy_loss.kl_coef > 0:
         workload = dataclasses.replace(workload, reference=copy.deepcopy(workload.policy))
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
@@ -42,25 +47,25 @@ def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload]
             raise ConfigError("compute.packed", True, f"False: the {name} of this task takes padded rows only")
     for each in (workload.policy, workload.critic, workload.reference):
         if each is not None:
-            place(each, workload, device, config.compute)
+            place(each, workload, device, ranks, config.compute)
     if spare is not None:  # the embedded engine's own copy is never sharded
-        place(spare, workload, device, None)
-    engine = open_engine(config, workload) if open_engine is not None else build_engine(config, workload, spare)
-    if current().size > 1:
-        engine = ShardedEngine(engine, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
-    return Trainer(config, workload, engine)
+        place(spare, workload, device, ranks, None)
+    engine = open_engine(config, workload) if open_engine is not None else build_engine(config, workload, ranks, spare)
+    if ranks.size > 1:
+        engine = ShardedEngine(engine, ranks, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
+    return Trainer(config, workload, engine, ranks)
 
 
-def build_engine(config: RunConfig, workload: Workload, own: PolicyModel | None = None) -> Engine:
+def build_engine(config: RunConfig, workload: Workload, ranks: Ranks, own: PolicyModel | None = None) -> Engine:
     """The inference engine that the configuration names. own: a copy of the policy to give to the embedded engine."""
     if config.engine == "torch":
         policy = workload.policy if own is None else own
         return TorchEngine(policy, prefill_tokens=config.compute.micro_batch_tokens, given=own is not None)
     if not config.vllm.restarts:
-        return _vllm(config, workload)
+        return _vllm(config, workload, ranks)
     from tppo.engines.restarting import RestartingEngine
 
-    return RestartingEngine(lambda: _vllm(config, workload), config.vllm.restarts)
+    return RestartingEngine(lambda: _vllm(config, workload, ranks), config.vllm.restarts)
 
 
 def check_ranks(config: RunConfig, ranks: Ranks) -> None:
@@ -86,34 +91,36 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
         raise ConfigError("compute.cpu_offload", True, "False without a GPU", "the shards are in the machine's memory")
 
 
-def place(model: PolicyModel | CriticModel, workload: Workload, device: torch.device, compute: Compute | None) -> None:
+def place(
+    model: PolicyModel | CriticModel, workload: Workload, device: torch.device, ranks: Ranks, compute: Compute | None
+) -> None:
     """Shard a model (unless ``compute`` is None), move it to the device, and give it weights if it has none yet."""
     assert isinstance(model, torch.nn.Module)
     empty = any(p.is_meta for p in model.parameters())
     if not empty:
         model.to(device)
     if compute is not None:
-        shard(model, device, current(), dtype=compute.dtype, offload=compute.cpu_offload)
+        shard(model, device, ranks, dtype=compute.dtype, offload=compute.cpu_offload)
     if empty:
         assert workload.fill is not None, "a workload whose models come without weights must bring `fill`"
         model.to_empty(device="cpu" if compute is not None and compute.cpu_offload else device)
         workload.fill(model)
 
 
-def _vllm(config: RunConfig, workload: Workload) -> Engine:
+def _vllm(config: RunConfig, workload: Workload, ranks: Ranks) -> Engine:
     from tppo.engines.vllm import VllmEngine
 
     if workload.folder is None:
         raise ConfigError("engine", "vllm", "a task with a Hugging Face folder", "use engine 'torch' for it")
-    return VllmEngine(workload.folder, config.vllm, dtype=config.compute.dtype, seed=config.seed)
+    return VllmEngine(workload.folder, config.vllm, ranks, dtype=config.compute.dtype, seed=config.seed)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks) -> torch.device:
     """Raises ConfigError when the device is unknown or absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
-        name = f"cuda:{current().local}"  # each rank its own
+        name = f"cuda:{ranks.local}"  # each rank its own
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):

@@ -22,7 +22,6 @@ from tppo.errors import ConfigError, DataError, EngineError
 from tppo.loop.slots import SlotWindow
 from tppo.loop.trainer import Trainer
 from tppo.models.base import Model, PolicyModel
-from tppo.ranks.ranks import current
 from tppo.ranks.shard import device_of, full
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import restore, stored_config
@@ -49,7 +48,7 @@ class DumpFolder:
         assert isinstance(trainer.critic, torch.nn.Module)
         step = trainer.steps_done - 1
         about = {"step": step, "policy": digest(trainer.policy_module), "critic": digest(trainer.critic)}
-        if not current().main:
+        if not trainer.ranks.main:
             return
         path = dump_file(self.path, step)
         partial = path.with_suffix(".partial")

@@ -15,7 +15,7 @@ from tppo.config.run import RunConfig
 from tppo.errors import ConfigError, EngineError, OutputError
 from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
@@ -29,6 +29,7 @@ from tppo.runs.watchdog import Termination, Watchdog
 def run(
     config: RunConfig,
     out: Path,
+    ranks: Ranks,
     *,
     progress: bool = True,
     resume: str | None = None,
@@ -45,7 +46,6 @@ def run(
     error is noted in the summary as ``error`` and raised.
     """
     start = time.perf_counter()
-    ranks = current()
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
@@ -53,15 +53,15 @@ def run(
     if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
         warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
     critic = ranks.lead(lambda: find_critic(config)) if choice.checkpoint is None else None
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, ranks=ranks)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
     if critic is not None:
         start_critic(trainer.critic, critic)
     resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)
-    folder = _open(out, config, resumed)
+    folder = _open(out, config, resumed, ranks)
     watchdog = Watchdog(config.phase_limit_seconds)
     trainer.watch = watchdog.enter
-    store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
+    store = CheckpointStore(out, config.checkpoint, ranks, watch=watchdog.enter)
     if choice.checkpoint is not None:
         store.saved_step = trainer.steps_done
     before = totals.wall_seconds
@@ -104,16 +104,16 @@ def _choose(config: RunConfig, out: Path, resume: str | None, allow_change: Sequ
     return choice
 
 
-def _open(out: Path, config: RunConfig, resumed: Resumed | None) -> RunFolder | NoFolder:
+def _open(out: Path, config: RunConfig, resumed: Resumed | None, ranks: Ranks) -> RunFolder | NoFolder:
     """The folder on rank 0, and nothing on the others."""
     folder: RunFolder | NoFolder = NoFolder()
     failure = None
-    if current().main:
+    if ranks.main:
         try:
             folder = RunFolder(out, config, resumed)
         except ConfigError as error:
             failure = error
-    current().together(None, failure)
+    ranks.together(None, failure)
     return folder
 
 
@@ -131,6 +131,7 @@ class _Run:
         began: float,
     ) -> None:
         self.trainer, self.folder, self.store, self.dumps = trainer, folder, store, dumps
+        self.ranks = trainer.ranks
         self.totals, self.termination, self.began = totals, termination, began
         self.options = trainer.config.checkpoint
         self.stalled = 0.0  # seconds that training waited for checkpoints since the last line of metrics
@@ -147,7 +148,7 @@ class _Run:
             totals.base_rate, totals.base_se = base.solve_rate, base.standard_error
         summary |= {"solve_rate_base": totals.base_rate, "solve_rate_base_se": totals.base_se}
         bar = tqdm(
-            total=c.steps, initial=trainer.steps_done, disable=not (progress and current().main), file=sys.stderr,
+            total=c.steps, initial=trainer.steps_done, disable=not (progress and self.ranks.main), file=sys.stderr,
             dynamic_ncols=True, desc=c.recipe, unit="step",
         )  # fmt: skip
         with bar:
@@ -157,7 +158,7 @@ class _Run:
                 except EngineError as error:
                     # Nothing of this step is done yet: what was in flight before it is what will be resumed. Ranks that
                     # know nothing of it cannot take part; torchrun ends them, and the last checkpoint has to do.
-                    if current().size == 1 or current().agreed(error):
+                    if self.ranks.size == 1 or self.ranks.agreed(error):
                         self.save()
                         self.store.wait()
                     raise
@@ -178,7 +179,7 @@ class _Run:
 
     def terminated(self) -> bool:
         """Whether some rank was asked to end."""
-        return current().any(self.termination.requested)
+        return self.ranks.any(self.termination.requested)
 
     def step(self) -> dict[str, Any]:
         """A step, its evaluation, its line of metrics and its checkpoint; in this order, so that each has the last."""
@@ -204,7 +205,7 @@ class _Run:
             self.dumps.write(trainer, responses)
         self.folder.log(metrics)
         note(c, totals, metrics)
-        totals.value_stop = current().broadcast(totals.value_stop)  # of sums that another machine may round otherwise
+        totals.value_stop = self.ranks.broadcast(totals.value_stop)  # of sums that another machine may round otherwise
         due = self.options.every and (trainer.steps_done % self.options.every == 0 or self.ended)
         if due or (record and self.options.every and self.options.keep_best):
             self.save()
@@ -232,7 +233,7 @@ class _Run:
         except OSError as error:
             refused = True
             warn(f"no checkpoint of step {at}: metrics.jsonl cannot be written ({error.strerror}); training goes on")
-        if current().any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
+        if self.ranks.any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
         contents = capture(self.trainer, self.totals)

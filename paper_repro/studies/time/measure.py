@@ -181,10 +181,12 @@ def _engine(name: str) -> Iterator[tuple[Engine, list[tuple[str, Any]]]]:
             return
         from tppo.config.run import VllmOptions
         from tppo.engines.vllm import VllmEngine
+        from tppo.ranks.ranks import Ranks
 
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
-            engine = VllmEngine(Path(folder), VllmOptions(max_rows=128, memory_fraction=0.1), dtype="float32", seed=0)
+            options = VllmOptions(max_rows=128, memory_fraction=0.1)
+            engine = VllmEngine(Path(folder), options, Ranks(), dtype="float32", seed=0)
             try:
                 yield engine, weights
             finally:

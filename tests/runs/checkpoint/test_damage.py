@@ -14,6 +14,7 @@ import pytest
 from tests.support.crashes import assert_same_run
 from tests.support.helpers import small_token_mdp
 from tppo.errors import CheckpointError, ConfigError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.checkpoint.files import MANIFEST, MANIFEST_HASH, verify
 from tppo.runs.checkpoint.store import FOLDER, choose, listed
 from tppo.runs.run import run
@@ -28,7 +29,7 @@ FILES = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("damage") / "run"
-    run(CONFIG, out, progress=False, dump=out.with_suffix(".tokens"))
+    run(CONFIG, out, Ranks(), progress=False, dump=out.with_suffix(".tokens"))
     return out
 
 
@@ -120,7 +121,7 @@ def test_the_run_that_goes_on_from_the_older_one_is_the_same(
 ) -> None:
     newest = listed(copy / FOLDER)[0][1]
     DAMAGE[name][0](newest)
-    run(CONFIG, copy, progress=False, resume="auto", dump=copy.with_suffix(".tokens"))
+    run(CONFIG, copy, Ranks(), progress=False, resume="auto", dump=copy.with_suffix(".tokens"))
     said = capsys.readouterr().err
     assert f"skipped {newest}" in said
     assert_same_run(whole, copy)
@@ -134,7 +135,7 @@ def test_no_sound_checkpoint_is_refused_and_nothing_is_touched(copy: Path) -> No
         flip(folder / "state.json", 5, 1)
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
     with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used") as caught:
-        run(CONFIG, copy, progress=False, resume="auto")
+        run(CONFIG, copy, Ranks(), progress=False, resume="auto")
     assert str(caught.value).count("state.json") == 3  # each of them named
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 
@@ -142,7 +143,7 @@ def test_no_sound_checkpoint_is_refused_and_nothing_is_touched(copy: Path) -> No
 def test_metrics_that_were_cut_behind_the_checkpoint_are_refused(copy: Path) -> None:
     (copy / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="the checkpoint says"):
-        run(CONFIG, copy, progress=False, resume="auto")
+        run(CONFIG, copy, Ranks(), progress=False, resume="auto")
 
 
 def test_resume_takes_a_checkpoint_of_this_run_only(whole: Path, copy: Path) -> None:

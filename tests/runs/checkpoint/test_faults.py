@@ -21,6 +21,7 @@ from tests.support.helpers import small_token_mdp
 from tppo.cli import main
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
 from tppo.runs.checkpoint import files as checkpoint_files
 from tppo.runs.checkpoint.store import FOLDER, listed
 from tppo.runs.folder import RunFolder, read_metrics
@@ -50,7 +51,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning(
     code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing_flush(monkeypatch, code, range(2, 4))
-    summary = run(CONFIG, tmp_path / "run", progress=False)
+    summary = run(CONFIG, tmp_path / "run", Ranks(), progress=False)
     assert summary["steps"] == 4
     said = capsys.readouterr().err
     assert said.count("warning") == 2
@@ -67,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_a_warning_too(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(checkpoint_files, "discard", refuse)
-    run(CONFIG.with_values(checkpoint__keep=1), tmp_path / "run", progress=False)
+    run(CONFIG.with_values(checkpoint__keep=1), tmp_path / "run", Ranks(), progress=False)
     said = capsys.readouterr().err
     assert "older checkpoints were not removed (Permission denied): make the folder writable" in said
     assert "was not written" not in said
@@ -80,7 +81,7 @@ def test_a_disk_that_refuses_the_first_checkpoint_is_an_error_before_any_work(
     failing_flush(monkeypatch, errno.ENOSPC, range(1))
     monkeypatch.setattr(Trainer, "evaluate", lambda self: pytest.fail("work was done"))
     with pytest.raises(ConfigError, match=r"free disk space.*checkpoint\.every = 0"):
-        run(CONFIG, tmp_path / "run", progress=False)
+        run(CONFIG, tmp_path / "run", Ranks(), progress=False)
 
 
 def test_a_line_of_metrics_that_the_disk_refuses_comes_later(
@@ -182,9 +183,9 @@ def test_the_watchdog_names_the_phase_and_shows_the_stacks(capfd: pytest.Capture
 
 
 def test_a_run_under_the_watchdog_is_the_same_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    run(CONFIG.with_values(phase_limit_seconds=1e-3), tmp_path / "watched", progress=False)
+    run(CONFIG.with_values(phase_limit_seconds=1e-3), tmp_path / "watched", Ranks(), progress=False)
     assert "has taken" in capfd.readouterr().err
-    run(CONFIG.with_values(phase_limit_seconds=None), tmp_path / "alone", progress=False)
+    run(CONFIG.with_values(phase_limit_seconds=None), tmp_path / "alone", Ranks(), progress=False)
     one, two = newest_tensors(tmp_path / "watched"), newest_tensors(tmp_path / "alone")
     assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())
     assert json.loads((tmp_path / "watched" / "summary.json").read_text())["steps"] == 4

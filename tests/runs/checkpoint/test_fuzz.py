@@ -19,6 +19,7 @@ from tppo.config.run import validate
 from tppo.data.problems import load_problems
 from tppo.data.sources import DataSource
 from tppo.errors import NonFiniteError, TPPOError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.run import run
 
@@ -76,7 +77,7 @@ def test_mutated_configurations(changes: list[tuple[int, Any]]) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fuzz") / "run"
-    run(BASE, out, progress=False)
+    run(BASE, out, Ranks(), progress=False)
     return out
 
 

@@ -17,6 +17,7 @@ from tests.support.helpers import small_token_mdp, tiny_lm
 from tppo.cli import main
 from tppo.config.run import CheckpointOptions
 from tppo.errors import CheckpointError, ConfigError, DataError, EngineError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, load_policy, restore
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
@@ -31,7 +32,7 @@ MDP = small_token_mdp(steps=5, checkpoint__every=1, checkpoint__keep=9, algorith
 @pytest.fixture(scope="module")
 def mdp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("replay")
-    run(MDP, out / "run", progress=False, dump=out / "tokens")
+    run(MDP, out / "run", Ranks(), progress=False, dump=out / "tokens")
     return out
 
 
@@ -68,7 +69,7 @@ def test_a_replayed_step_makes_the_same_weights(
     monkeypatch.setattr("tppo.engines.embedded.TorchEngine.generate", lambda *_: pytest.fail("an engine was asked"))
     [done] = replay(checkpoint(folder, first), folder / "tokens", steps=1)
     assert done.same == {"policy": True, "critic": True}
-    store = CheckpointStore(tmp_path, CheckpointOptions(), watch=lambda phase: None)
+    store = CheckpointStore(tmp_path, CheckpointOptions(), Ranks(), watch=lambda phase: None)
     store.save(capture(done.trainer, Progress()), now=True)
     made, wanted = tensors(newest(tmp_path)), tensors(checkpoint(folder, first + 1))
     assert made.keys() == wanted.keys()
@@ -114,7 +115,7 @@ def test_what_cannot_be_replayed(mdp: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not hold responses"):
         list(replay(checkpoint(mdp, 2), tmp_path))
     with pytest.raises(ConfigError, match="dump-rollouts"):
-        run(MDP, tmp_path / "run", progress=False, dump=mdp / "tokens")
+        run(MDP, tmp_path / "run", Ranks(), progress=False, dump=mdp / "tokens")
     responses, about = read_responses(dump_file(mdp / "tokens", 2))
     carried = next(r for r in responses if r.start and not r.status.finished)
     carried.window_starts[-1] += 1

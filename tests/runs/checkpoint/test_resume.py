@@ -17,6 +17,7 @@ from tppo.cli import main
 from tppo.config.run import CheckpointOptions
 from tppo.engines.embedded import TorchEngine
 from tppo.errors import CheckpointError, ConfigError, EngineDied
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_fields, restore
 from tppo.runs.checkpoint.store import FOLDER, CheckpointStore, choose, listed, newest
@@ -28,24 +29,24 @@ CONFIG = small_token_mdp(steps=4, checkpoint__every=2)
 
 @pytest.fixture
 def done(tmp_path: Path) -> Path:
-    run(CONFIG, tmp_path / "run", progress=False)
+    run(CONFIG, tmp_path / "run", Ranks(), progress=False)
     return tmp_path / "run"
 
 
 def test_without_resume_a_folder_with_a_run_is_refused(done: Path) -> None:
     with pytest.raises(ConfigError, match="--resume auto goes on"):
-        run(CONFIG, done, progress=False)
+        run(CONFIG, done, Ranks(), progress=False)
 
 
 def test_auto_starts_in_a_new_folder(tmp_path: Path) -> None:
-    run(CONFIG, tmp_path / "a", progress=False, resume="auto")
-    run(CONFIG, tmp_path / "b", progress=False)
+    run(CONFIG, tmp_path / "a", Ranks(), progress=False, resume="auto")
+    run(CONFIG, tmp_path / "b", Ranks(), progress=False)
     one, two = newest_tensors(tmp_path / "a"), newest_tensors(tmp_path / "b")
     assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())
 
 
 def test_auto_does_not_start_over_what_it_cannot_go_on_with(tmp_path: Path) -> None:
-    run(CONFIG.with_values(checkpoint__every=0), tmp_path / "run", progress=False)
+    run(CONFIG.with_values(checkpoint__every=0), tmp_path / "run", Ranks(), progress=False)
     with pytest.raises(ConfigError, match="checkpoints in"):
         choose(tmp_path / "run", "auto", CONFIG)
     (tmp_path / "letters").mkdir()
@@ -57,9 +58,9 @@ def test_auto_does_not_start_over_what_it_cannot_go_on_with(tmp_path: Path) -> N
 def test_a_longer_run_is_the_same_run_gone_on(done: Path, tmp_path: Path) -> None:
     longer = CONFIG.with_values(steps=8)
     with pytest.raises(ConfigError, match=r"these fields changed: steps; .*--allow-change steps"):
-        run(longer, done, progress=False, resume="auto")
-    run(longer, done, progress=False, resume="auto", allow_change=["steps"])
-    run(longer, tmp_path / "at-once", progress=False)
+        run(longer, done, Ranks(), progress=False, resume="auto")
+    run(longer, done, Ranks(), progress=False, resume="auto", allow_change=["steps"])
+    run(longer, tmp_path / "at-once", Ranks(), progress=False)
     one, two = newest_tensors(done), newest_tensors(tmp_path / "at-once")
     assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())
     rows = [[without_timings(r) for r in read_metrics(p / "metrics.jsonl")] for p in (done, tmp_path / "at-once")]
@@ -99,11 +100,11 @@ def test_a_changed_learning_rate_takes_effect(done: Path) -> None:
 )
 def test_changes_that_cannot_work_are_refused_though_allowed(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     config = CONFIG.with_values(algorithm__schedule__window=8, rollout__max_response_tokens=40)
-    run(config, tmp_path / "run", progress=False)
+    run(config, tmp_path / "run", Ranks(), progress=False)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with pytest.raises((CheckpointError, ConfigError), match=says):
         run(
-            config.with_values(**change), tmp_path / "run", progress=False, resume="auto",
+            config.with_values(**change), tmp_path / "run", Ranks(), progress=False, resume="auto",
             allow_change=["seed", "rollout", "algorithm", "task"],
         )  # fmt: skip
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
@@ -111,7 +112,7 @@ def test_changes_that_cannot_work_are_refused_though_allowed(change: dict[str, A
 
 def test_going_back_to_an_older_checkpoint_keeps_what_came_after(done: Path) -> None:
     rows = (done / "metrics.jsonl").read_text()
-    run(CONFIG, done, progress=False, resume=str(done / FOLDER / "step-00000002"))
+    run(CONFIG, done, Ranks(), progress=False, resume=str(done / FOLDER / "step-00000002"))
     assert [without_timings(json.loads(r)) for r in rows.splitlines()] == [
         without_timings(r) for r in read_metrics(done / "metrics.jsonl")
     ]
@@ -120,7 +121,9 @@ def test_going_back_to_an_older_checkpoint_keeps_what_came_after(done: Path) -> 
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, CheckpointOptions(every=1, keep=2, keep_best=1), watch=lambda phase: None)
+    store = CheckpointStore(
+        tmp_path, CheckpointOptions(every=1, keep=2, keep_best=1), Ranks(), watch=lambda phase: None
+    )
     trainer, rates = build_trainer(CONFIG), [0.1, 0.7, 0.3, None, 0.7, 0.2, None]
     for step, rate in enumerate(rates):
         trainer.steps_done = step
@@ -132,7 +135,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 def test_a_record_is_saved_when_it_is_set(tmp_path: Path) -> None:
     config = CONFIG.with_values(steps=6, checkpoint__every=100, evaluation__every=2, evaluation__problems=64)
-    run(config, tmp_path / "run", progress=False)
+    run(config, tmp_path / "run", Ranks(), progress=False)
     rows = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if "held_out_solve_rate" in r]
     best = max(rows, key=lambda r: (r["held_out_solve_rate"], -r["step"]))
     assert best["step"] + 1 in [step for step, _ in listed(tmp_path / "run" / FOLDER)]
@@ -145,7 +148,7 @@ def test_global_random_generators_go_on_where_they_stood(tmp_path: Path) -> None
     import numpy as np
 
     trainer = build_trainer(CONFIG)
-    store = CheckpointStore(tmp_path, CheckpointOptions(), watch=lambda phase: None)
+    store = CheckpointStore(tmp_path, CheckpointOptions(), Ranks(), watch=lambda phase: None)
     store.save(capture(trainer, Progress()), now=True)
     draw = lambda: (random.random(), np.random.rand(), float(torch.rand(())))  # noqa: E731, NPY002
     first = draw()
@@ -167,10 +170,10 @@ def test_two_processes_do_not_write_one_run(done: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match="no other process writes"):
-            run(CONFIG, done, progress=False, resume="auto")
+            run(CONFIG, done, Ranks(), progress=False, resume="auto")
     finally:
         holder.communicate("")
-    run(CONFIG, done, progress=False, resume="auto")
+    run(CONFIG, done, Ranks(), progress=False, resume="auto")
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,13 +200,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
 def test_other_versions_are_said(
     done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(CONFIG, done, progress=False, resume="auto")
+    run(CONFIG, done, Ranks(), progress=False, resume="auto")
     assert "other versions" not in capsys.readouterr().err
     now = environment()
     monkeypatch.setattr(
         "tppo.runs.checkpoint.contents.environment", lambda: now | {"packages": now["packages"] | {"numpy": "9.9"}}
     )
-    run(CONFIG, done, progress=False, resume="auto")
+    run(CONFIG, done, Ranks(), progress=False, resume="auto")
     assert f"numpy {now['packages']['numpy']} -> 9.9" in capsys.readouterr().err
 
 
@@ -211,7 +214,7 @@ def test_the_engine_dies_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
     """In the middle of a window: the state before it is saved, whatever the checkpoints' rhythm, and resumed from."""
     config = CONFIG.with_values(checkpoint__every=100)
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
-    run(config, undisturbed, progress=False)
+    run(config, undisturbed, Ranks(), progress=False)
     generate, calls = TorchEngine.generate, []
 
     def dying(self: TorchEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
@@ -224,9 +227,9 @@ def test_the_engine_dies_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(TorchEngine, "generate", dying)
         with pytest.raises(EngineDied):
-            run(config, broken, progress=False)
+            run(config, broken, Ranks(), progress=False)
     assert [step for step, _ in listed(broken / FOLDER)] == [2, 0]
-    run(config, broken, progress=False, resume="auto")
+    run(config, broken, Ranks(), progress=False, resume="auto")
     assert_same_run(broken, undisturbed)
 
 

@@ -23,7 +23,6 @@ from tppo.errors import CheckpointError, ConfigError
 from tppo.fit.optim import ModelOptimizer
 from tppo.loop.trainer import Trainer
 from tppo.models.base import CriticModel, PolicyModel
-from tppo.ranks.ranks import current
 from tppo.runs.checkpoint.files import STATE, WINDOW, Contents, load_tensors, read_state
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
 from tppo.runs.folder import as_dict, environment
@@ -71,7 +70,7 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
         step=trainer.steps_done,
         tensors=tensors,
         window=pack_responses([*window.in_flight, *window.waiting], {"waiting": len(window.waiting)})
-        if current().main
+        if trainer.ranks.main
         else b"",
         state=state,
         solve_rate=progress.last_rate if progress.evaluated_at == trainer.steps_done else None,

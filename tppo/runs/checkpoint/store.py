@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tppo.config.run import CheckpointOptions, RunConfig
 from tppo.errors import CheckpointError, ConfigError
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import quiet_torch
 from tppo.runs.checkpoint import files
 from tppo.runs.checkpoint.contents import changed_fields, leaf_names
@@ -36,11 +36,19 @@ class CheckpointStore:
     A checkpoint that cannot be written is reported with the remedy, and the run goes on: the ones before it stay.
     """
 
-    def __init__(self, run: Path, options: CheckpointOptions, *, watch: Watch, report: Callable[[str], None] = warn):
+    def __init__(
+        self,
+        run: Path,
+        options: CheckpointOptions,
+        ranks: Ranks,
+        *,
+        watch: Watch,
+        report: Callable[[str], None] = warn,
+    ) -> None:
         self.root, self.options, self.watch, self.report = run / FOLDER, options, watch, report
         self.saved_step: int | None = None
         self.written = self.failed = 0
-        self.ranks = current().background  # the writing thread has messages of its own
+        self.ranks = ranks.background  # the writing thread has messages of its own
         self._thread: threading.Thread | None = None
         self._bug: BaseException | None = None
 
