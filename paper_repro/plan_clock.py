@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from sim.clock.simulate import HARDWARE, PPO, TPPO, Cluster, Efficiency, Lengths, Machine, ModelProfile, Task, simulate
-from sim.clock.simulate import rollout as rollout_of
+from sim.clock.hardware import HARDWARE, Cluster, Efficiency, ModelProfile
+from sim.clock.lengths import Lengths
+from sim.clock.schedules import Task, rollout, schedule_of
+from sim.clock.simulate import Machine, simulate
+from tppo.algorithms.check import checked_parts
 from tppo.errors import ConfigError
 from tppo.plan.clock import TimeAnswer, TimeQuestion
 
@@ -20,7 +23,8 @@ def predict(question: TimeQuestion) -> TimeAnswer:
     efficiency = Efficiency(kv_memory=config.vllm.memory_fraction, recompute=float(config.compute.recompute))
     lengths = Lengths.log_normal(question.median, question.sigma, cap)
     task = Task(lengths, config.rollout.slots, question.prompt)
-    schedule = PPO() if config.window >= cap else TPPO(config.window, config.algorithm.filter.ignore_last)
+    window = config.window if config.window < cap else None
+    schedule = schedule_of(window, getattr(config.algorithm, "ignore_last", 0))
     parallel = config.vllm.tensor_parallel if config.engine == "vllm" else 1
     try:
         cluster = Cluster(_profile(question), HARDWARE[question.gpu], question.gpus, parallel, efficiency)
@@ -29,10 +33,14 @@ def predict(question: TimeQuestion) -> TimeAnswer:
         raise ConfigError("vllm.tensor_parallel", parallel, "a model and a response that fit", str(error)) from None
     phases = dict(report.phases)
     phases["update_policy"] *= config.policy.epochs
-    phases["update_critic"] *= config.critic.epochs
-    if config.algorithm.policy_loss.kl_coef > 0:
-        phases["reference"] = phases["logprobs"]
-    steps = rollout_of(schedule, task, seed=config.seed)
+    beside = {aux.name: aux for aux in checked_parts(config.algorithm, config.rollout).auxiliaries}
+    critic = beside.pop("critic", None)
+    if critic is None or critic.optimizer is None:
+        phases |= {"values": 0.0, "update_critic": 0.0}
+    else:
+        phases["update_critic"] *= critic.optimizer.epochs
+    phases |= dict.fromkeys(beside, phases["logprobs"])  # one more pass of a network of the policy's size
+    steps = rollout(schedule, task, seed=config.seed)
     in_flight = float(np.mean([(s.start_S + s.new_S).sum() for _, s in zip(range(STEPS), steps, strict=False)]))
     e, hardware = efficiency, HARDWARE[question.gpu]
     return TimeAnswer(

@@ -5,24 +5,21 @@ against them. Nothing of ours is imported here.
 """
 
 from reference.advantages import (
-    bootstrapped_returns,
     cut_value,
     cut_window_closed_form,
-    discounted_returns,
     discounted_sums,
     egae,
     expected_length,
     gae,
-    lambda_returns,
     length_adaptive_lambda,
-    n_step_return,
     td_errors,
 )
+from reference.aggregate import constant_normaliser, row_sum, seq_mean_token_mean, seq_mean_token_sum, token_mean
 from reference.batching import Window, advance, fill, status_after, successive_batches
-from reference.filters import clamp, kept, moments, shape_advantages, whiten, window_mask
-from reference.losses import (
+from reference.groups import group_mean, group_std, grpo_advantage, rloo_advantage
+from reference.masks import clamp, kept, moments, shape_advantages, whiten, window_mask
+from reference.objectives import (
     clip,
-    constant_normaliser,
     decoupled_ppo,
     dual_clip,
     kl_abs,
@@ -32,13 +29,9 @@ from reference.losses import (
     lm_loss,
     ppo_clip,
     ratio,
-    row_sum,
-    seq_mean_token_mean,
-    seq_mean_token_sum,
-    token_mean,
     truncated_importance_weight,
-    value_loss,
 )
+from reference.values import bootstrapped_returns, discounted_returns, lambda_returns, n_step_return, value_loss
 
 __all__ = [
     "Window",
@@ -57,6 +50,9 @@ __all__ = [
     "expected_length",
     "fill",
     "gae",
+    "group_mean",
+    "group_std",
+    "grpo_advantage",
     "kept",
     "kl_abs",
     "kl_k1",
@@ -69,6 +65,7 @@ __all__ = [
     "n_step_return",
     "ppo_clip",
     "ratio",
+    "rloo_advantage",
     "row_sum",
     "seq_mean_token_mean",
     "seq_mean_token_sum",

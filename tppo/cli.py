@@ -21,7 +21,8 @@ _EPILOG = """examples:
   tppo train toy-language                        learn a toy language by T-PPO, in minutes on a laptop
   tppo train token-mdp --seed 3 --out runs/a     a token MDP with an exactly known optimum
   tppo train toy-language --help                 every field of the recipe, with its meaning
-  tppo train toy-language --algorithm.schedule.window 64 --algorithm.advantage.boundary critic
+  tppo train toy-language --algorithm.window 64 --algorithm.boundary critic
+  tppo train toy-language --algorithm ppo        the same by another algorithm; 'tppo algorithms' lists them
   tppo train toy-language --out runs/a --resume auto    go on where a run was stopped, killed or preempted
   tppo eval runs/toy-language --evaluation.problems 2000
   tppo export runs/a model                       the newest checkpoint's policy as a Hugging Face folder
@@ -38,14 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 (the run failed), 2 (bad input), 130 (interrupted)."""
     parser = argparse.ArgumentParser(
         prog="tppo",
+        allow_abbrev=False,
         description="Truncated PPO for language models.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    usage = _usage("train RECIPE [--out DIR] [--quiet] [--resume auto|CHECKPOINT] [--allow-change FIELD,...]")
+    usage = _usage(
+        "train RECIPE [--algorithm NAME] [--out DIR] [--quiet] [--resume auto|CHECKPOINT] [--allow-change FIELD,...]"
+    )
     train = commands.add_parser("train", help="train a recipe", add_help=False, usage=usage)
     train.add_argument("recipe", nargs="?")
+    train.add_argument("--algorithm", metavar="NAME")
     train.add_argument("--out", type=Path)
     train.add_argument("--quiet", action="store_true")
     train.add_argument("--resume", metavar="auto|CHECKPOINT")
@@ -54,8 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("eval", help="evaluate a trained run", add_help=False, usage=_usage("eval RUN"))
     evaluate.add_argument("run", nargs="?", type=Path)
     commands.add_parser("recipes", help="list the recipes")
+    commands.add_parser("algorithms", help="list the algorithms")
     show = commands.add_parser("show", help="print a recipe's resolved configuration", add_help=False)
     show.add_argument("recipe", nargs="?")
+    show.add_argument("--algorithm", metavar="NAME")
     export = commands.add_parser("export", help="write a checkpoint's policy as a model folder")
     export.add_argument("checkpoint", type=Path, help="a checkpoint, or a run: then its newest sound one")
     export.add_argument("folder", type=Path, help="empty or new")
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     study.add_argument("--reuse", type=Path, metavar="DIR", help="'all': run nothing, build the page from DIR/NAME")
     study.add_argument("--quiet", action="store_true", help="no progress bar")
     known, rest = parser.parse_known_args(argv)
-    if known.command in ("recipes", "export", "study") and rest:
+    if known.command in ("recipes", "algorithms", "export", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
     say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
@@ -108,9 +115,12 @@ def _usage(form: str) -> str:
     return f"tppo {form} [--any.field value ...]"
 
 
-def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
+def _configure(known: argparse.Namespace, rest: list[str], command: str) -> RunConfig:
     from tppo.config.recipes import load_recipe, recipe_entry_points
+    from tppo.config.registry import load_algorithm, with_algorithm
     from tppo.config.run import validate
+
+    recipe = known.recipe
 
     if recipe is None:
         names = ", ".join(recipe_entry_points())
@@ -119,7 +129,10 @@ def _configure(recipe: str | None, rest: list[str], command: str) -> RunConfig:
             print(f"for all fields: tppo {command} RECIPE --help")
             raise SystemExit(0)
         raise ConfigError("recipe", None, f"a name: {names}")
-    return _override(load_recipe(recipe), rest, f"tppo {command} {recipe}", validate)
+    config = load_recipe(recipe)
+    if known.algorithm is not None:
+        config = with_algorithm(config, load_algorithm(known.algorithm))
+    return _override(config, rest, f"tppo {command} {recipe}", validate)
 
 
 def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
@@ -137,7 +150,7 @@ def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> R
 
 
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
-    config = _configure(known.recipe, rest, "train")
+    config = _configure(known, rest, "train")
     from tppo.runs.folder import free_folder
     from tppo.runs.run import run
 
@@ -216,17 +229,19 @@ def _scores(solved: list[tuple[bool, ...]]) -> dict[str, Any]:
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
     import torch
 
-    from tppo.runs.build import place
-    from tppo.runs.checkpoint.contents import load_policy, stored_config
+    from tppo.models.place import place
+    from tppo.ranks.ranks import Ranks
+    from tppo.runs.checkpoint.contents import load_network, stored_config
     from tppo.runs.checkpoint.store import newest
 
     if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
-    workload = config.task.build(config)
-    place(workload.policy, workload, torch.device("cpu"), None)
-    load_policy(workload.policy, path)
+    ranks = Ranks()
+    workload = config.task.build(config, ranks)
+    place(workload.policy, workload.fill, torch.device("cpu"), ranks)
+    load_network("policy", workload.policy, path)
     try:
         workload.save(workload.policy, known.folder)
     except OSError as error:
@@ -248,7 +263,7 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
     config = _override(stored, rest, "tppo replay", validate)
     same = True
     for done in replay(path, known.dump, steps=known.steps, config=config):
-        print(json.dumps(done.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
+        print(json.dumps(done.step.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
         same = same and all(done.same.values())
     if config != stored:
         print("tppo: other values than the run's were asked for: other weights are expected", file=sys.stderr)
@@ -266,8 +281,21 @@ def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
+    import dataclasses
+
+    from tppo.config.registry import algorithm_entry_points, load_algorithm
+
+    for name in algorithm_entry_points():
+        kind = load_algorithm(name)
+        doc = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().splitlines()
+        print(f"{name:<20} {doc[0] if doc else ''}")
+        print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(kind))}")
+    return 0
+
+
 def _show(known: argparse.Namespace, rest: list[str]) -> int:
-    config = _configure(known.recipe, rest, "show")
+    config = _configure(known, rest, "show")
     from tppo.config.stored import as_dict
 
     print(json.dumps(as_dict(config), indent=2))
@@ -280,7 +308,7 @@ def _plan(known: argparse.Namespace, rest: list[str]) -> int:
     if known.recipe is None and {"-h", "--help"} & set(rest):
         print_help()
         return 0
-    return command(known, _configure(known.recipe, rest, "plan"))
+    return command(known, _configure(known, rest, "plan"))
 
 
 def _study(known: argparse.Namespace, rest: list[str]) -> int:
@@ -295,6 +323,7 @@ _COMMANDS = {
     "export": _export,
     "replay": _replay,
     "recipes": _recipes,
+    "algorithms": _algorithms,
     "show": _show,
     "plan": _plan,
     "study": _study,

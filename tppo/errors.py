@@ -1,7 +1,7 @@
 """What this library raises. Everything a user can cause derives from :class:`TPPOError`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class TPPOError(Exception):
@@ -11,10 +11,10 @@ class TPPOError(Exception):
 class ConfigError(TPPOError, ValueError):
     """A configuration that cannot be run.
 
-    >>> raise ConfigError("algorithm.schedule.window", 4, "more than filter.ignore_last (8)", "use a longer window")
+    >>> raise ConfigError("algorithm.window", 4, "more than algorithm.ignore_last (8)", "use a longer window")
     Traceback (most recent call last):
     ...
-    tppo.errors.ConfigError: algorithm.schedule.window = 4: expected more than filter.ignore_last (8); \
+    tppo.errors.ConfigError: algorithm.window = 4: expected more than algorithm.ignore_last (8); \
 use a longer window
     """
 
@@ -25,6 +25,10 @@ use a longer window
 
 class DataError(TPPOError, ValueError):
     """A prompt, response or file whose content cannot be used."""
+
+
+class FormatError(DataError):
+    """A file of this project in a format that this version does not read; the message says what does."""
 
 
 class CheckpointError(DataError):
@@ -52,13 +56,27 @@ class RewardError(TPPOError, RuntimeError):
 
 
 class NonFiniteError(TPPOError, ArithmeticError):
-    """A NaN or an infinity where training needs a number; names the tensor, the step and the responses."""
+    """A NaN or an infinity where training needs a number; names the tensor and the responses, and the step once known.
 
-    def __init__(self, tensor: str, step: int, responses: Sequence[int], count: int) -> None:
-        self.tensor, self.step, self.responses, self.count = tensor, step, tuple(responses), count
+    >>> print(str(NonFiniteError("policy loss", [8], 1).at_step(3)).partition(";")[0])
+    policy loss has 1 non-finite value(s) at step 3, in responses [8]
+    """
+
+    def __init__(self, tensor: str, responses: Sequence[int], count: int, *, step: int | None = None) -> None:
+        self.tensor, self.responses, self.count, self.step = tensor, tuple(responses), count, step
+        super().__init__(self._message())
+
+    def at_step(self, step: int) -> Self:
+        """This error, with the step named: functions that compute do not know it, the loop does."""
+        self.step = step
+        self.args = (self._message(),)
+        return self
+
+    def _message(self) -> str:
         shown = ", ".join(str(uid) for uid in self.responses[:8]) + (", ..." if len(self.responses) > 8 else "")
+        when = "" if self.step is None else f" at step {self.step},"
         where = f"in responses [{shown}]" if self.responses else "in no single response"
-        super().__init__(
-            f"{tensor} has {count} non-finite value(s) at step {step}, {where}; nothing was updated with it. "
+        return (
+            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; nothing was updated with it. "
             "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
         )

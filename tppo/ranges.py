@@ -53,7 +53,7 @@ def check_ranges(config: Any, path: str = "") -> None:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_ranges(value, here)
         else:
-            _check_leaf(here, hint, value)
+            check_leaf(here, hint, value)
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -63,7 +63,8 @@ def _parts(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _check_leaf(path: str, hint: Any, value: Any) -> None:
+def check_leaf(path: str, hint: Any, value: Any) -> None:
+    """Raise ConfigError unless a value has the type and the range of its field."""
     parts = _parts(hint)
     if value is None and type(None) in parts:
         return

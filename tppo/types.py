@@ -1,4 +1,4 @@
-"""The vocabulary of the library: prompt, response, status, token batch.
+"""The vocabulary of the library: prompt, response, status, batch.
 
 Shape suffixes used everywhere: ``_N`` flat tokens, ``_S`` responses, ``_V`` vocabulary, ``_D`` hidden width,
 ``_BT`` a padded rectangle of rows and positions, ``_X`` a selection of tokens. Lengths and positions are in tokens,
@@ -62,25 +62,26 @@ class Prompt:
 
 @dataclass(slots=True)
 class Response:
-    """One growing answer; all per-token arrays have the same length (compact ones: runs hold millions of tokens).
-
-    uid: unique in the run, and the key of its random numbers. group: responses to one prompt drawn together share it.
-    tokens: response token ids so far. logprobs: behaviour log-probability of each token [nats], at the sampling
-    temperature. values: the critic's V(s_t) of each token, from the step that sampled it. versions: version of the
-    policy that sampled each token. window_starts: index of the first token of each window so far.
-    reward: the outcome reward; None until finished.
-    """
+    """One growing answer. Per-token arrays are compact: runs hold millions of tokens."""
 
     uid: int
+    """Unique in the run, and the key of the response's random numbers."""
     group: int
+    """Responses to one prompt that were drawn together share it."""
     prompt: Prompt
     tokens: array[int] = field(default_factory=_ints)
+    """[L] token ids so far."""
     logprobs: array[float] = field(default_factory=_floats)
+    """[L] behaviour log-probability of each token [nats], at the sampling temperature."""
     values: array[float] = field(default_factory=_floats)
+    """[L] a critic's V(s_t) of each token, from the step that sampled it; empty where no critic valued every window."""
     versions: array[int] = field(default_factory=_ints)
+    """[L] version of the policy that sampled each token."""
     window_starts: list[int] = field(default_factory=list)
+    """Index of the first token of each window so far."""
     status: Status = Status.UNFINISHED
     reward: float | None = None
+    """The outcome reward; None until it is graded, after the end."""
 
     @property
     def start(self) -> int:
@@ -98,42 +99,123 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """All responses of one step as flat per-token arrays at absolute response positions; no padding.
+class GenerationRequest:
+    """One row of a call of the engine: go on with this response."""
 
-    uids_S: response ids. sequences: per response its prompt and response token ids, int64 [prompt + length].
-    prompt_lengths_S, lengths_S: tokens. offsets: int64 [S + 1], tokens of response i are offsets[i]:offsets[i+1].
-    row_N: index of the response that each token belongs to, int64. tokens_N: token ids. behaviour_N: log-prob at
-    sampling [nats]. versions_N: policy version that sampled it.
-    window_N: bool, sampled in this step. rewards_N: token rewards, the outcome on the last token of a finished
-    response. finished_S, positive_S (finished with reward above zero): bool. scores_S: outcome reward, 0 if unfinished.
+    uid: int
+    """The response."""
+    tokens: tuple[int, ...]
+    """Prompt and response so far."""
+    position: int
+    """Response tokens so far, the counter of the next random number."""
+    max_new_tokens: int
+    """Budget of this call, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """The engine's answer to one request."""
+
+    uid: int
+    """The response."""
+    tokens: tuple[int, ...]
+    """Newly sampled ids, a stop token included."""
+    logprobs: tuple[float, ...]
+    """Behaviour log-probability of each [nats], at the sampling temperature."""
+    stopped: bool
+    """The response ended itself (a stop token), as opposed to the budget running out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn, the same for all requests of a call."""
+
+    temperature: float
+    """Of the logits; 0 is greedy."""
+    stop_ids: frozenset[int]
+    """Token ids that end a response."""
+    seed: int
+    """Of the run; the random number of a token depends on (seed, response uid, position) alone."""
+    top_p: float = 1.0
+    """Nucleus; 1 is off. Training always uses 1: renormalised log-probs bias every ratio."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Responses of one step as flat per-token arrays at absolute response positions; no padding.
+
+    [N] is one entry a token, all responses end to end in their order, [S] one entry a response.
     """
 
+    responses: tuple[Response, ...]
+    """What the arrays were made of."""
     uids_S: tuple[int, ...]
     sequences: tuple[torch.Tensor, ...]
+    """Of each response its prompt and response token ids, int64 [prompt + length]."""
     prompt_lengths_S: torch.Tensor
+    """int64 [tokens]."""
     lengths_S: torch.Tensor
+    """int64 [tokens]."""
+    group_S: torch.Tensor
+    """int64, 0 to the number of groups less one, in the order in which groups appear."""
     offsets: torch.Tensor
+    """int64 [S + 1]; tokens of response i are offsets[i]:offsets[i + 1]."""
     row_N: torch.Tensor
+    """int64, index of the response that the token belongs to."""
     tokens_N: torch.Tensor
+    """int64 token ids."""
     behaviour_N: torch.Tensor
+    """float32, log-probability at sampling [nats]."""
     versions_N: torch.Tensor
+    """int64, policy version that sampled the token."""
     window_N: torch.Tensor
+    """bool, in the newest window of its response."""
     rewards_N: torch.Tensor
+    """float32, the outcome reward on the last token of a finished response, else 0."""
     finished_S: torch.Tensor
+    """bool."""
+    capped_S: torch.Tensor
+    """bool, ended by the total cap."""
     positive_S: torch.Tensor
-    scores_S: torch.Tensor
+    """bool, finished with a reward above zero."""
 
     @property
     def num_responses(self) -> int:
         """S."""
         return len(self.uids_S)
 
+    @property
+    def finished_N(self) -> torch.Tensor:
+        """bool [N], tokens of finished responses."""
+        return self.finished_S[self.row_N]
+
+    def spread(self, per_response_S: torch.Tensor) -> torch.Tensor:
+        """One entry a response, repeated for each of its tokens: [S] -> [N]."""
+        return per_response_S[self.row_N]
+
+    def of_rows(self, rows: Sequence[int]) -> torch.Tensor:
+        """bool [N], tokens of the responses with these indices."""
+        import torch
+
+        member_S = torch.zeros(self.num_responses, dtype=torch.bool)
+        member_S[list(rows)] = True
+        return member_S[self.row_N]
+
+    def offsets_within(self, chosen_N: torch.Tensor) -> torch.Tensor:
+        """Where each response's chosen tokens lie among all chosen ones, int64 [S + 1]."""
+        import torch
+
+        from tppo.maths.ragged import offsets_of
+
+        return offsets_of(torch.bincount(self.row_N[chosen_N], minlength=self.num_responses))
+
     @staticmethod
-    def of(responses: Sequence[Response]) -> TokenBatch:
+    def of(responses: Sequence[Response]) -> Batch:
         """Flatten responses, in their order. Raises ValueError when a finished response has no reward."""
         import numpy as np
         import torch
+
+        from tppo.maths.ragged import offsets_of
 
         def flat(name: str, dtype: torch.dtype) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([np.asarray(getattr(r, name)) for r in responses])).to(dtype)
@@ -142,8 +224,7 @@ class TokenBatch:
             if r.status.finished and r.reward is None:
                 raise ValueError(f"response {r.uid} is {r.status.value} but has no reward: grade before batching")
         lengths = torch.tensor([len(r.tokens) for r in responses], dtype=torch.int64)
-        offsets = torch.zeros(len(responses) + 1, dtype=torch.int64)
-        torch.cumsum(lengths, 0, out=offsets[1:])
+        offsets = offsets_of(lengths)
         finished = torch.tensor([r.status.finished for r in responses], dtype=torch.bool)
         scores = torch.tensor([r.reward or 0.0 for r in responses], dtype=torch.float32)
         rewards = torch.zeros(int(offsets[-1]), dtype=torch.float32)
@@ -151,7 +232,9 @@ class TokenBatch:
         rewards[offsets[1:][ends] - 1] = scores[ends]
         starts = torch.tensor([r.start for r in responses], dtype=torch.int64)
         row = torch.repeat_interleave(torch.arange(len(responses)), lengths)
-        return TokenBatch(
+        groups = {group: i for i, group in enumerate(dict.fromkeys(r.group for r in responses))}
+        return Batch(
+            responses=tuple(responses),
             uids_S=tuple(r.uid for r in responses),
             sequences=tuple(
                 torch.from_numpy(np.concatenate([np.array(r.prompt.tokens, dtype=np.int64), np.asarray(r.tokens)]))
@@ -159,6 +242,7 @@ class TokenBatch:
             ),
             prompt_lengths_S=torch.tensor([len(r.prompt.tokens) for r in responses], dtype=torch.int64),
             lengths_S=lengths,
+            group_S=torch.tensor([groups[r.group] for r in responses], dtype=torch.int64),
             offsets=offsets,
             row_N=row,
             tokens_N=flat("tokens", torch.int64),
@@ -167,6 +251,6 @@ class TokenBatch:
             window_N=torch.arange(len(row)) - offsets[row] >= starts[row],
             rewards_N=rewards,
             finished_S=finished,
+            capped_S=torch.tensor([r.status is Status.LENGTH for r in responses], dtype=torch.bool),
             positive_S=finished & (scores > 0),
-            scores_S=scores,
         )

@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from paper_repro.recipes.small import ppo_twin
 from paper_repro.tasks.pretrained import MathDataTask
-from tppo.algorithms import tppo
+from tppo.algorithms import TPPO
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
 from tppo.config.run import CheckpointOptions, Compute, Evaluation, Optimizer, Rollout, RunConfig, VllmOptions
 
 MAX_PROMPT = 2048
@@ -130,7 +131,11 @@ def _rung(
             grader_workers=grader_workers,
         ),  # DAPO-Math-17k: DAPO; for T-PPO unconfirmed. AIME 2024: CONFIRMED
         steps=steps,
-        algorithm=tppo(window),  # defaults: PORT, named field by field in tppo/algorithms/tppo.py
+        algorithm=TPPO(  # defaults: PORT, named field by field in tppo/algorithms/tppo.py
+            window=window,
+            # 2e-6: CONFIRMED for VAPO and in the port; 20: PORT, its PPO script; unit unclear
+            critic=WindowedCriticOptions(lr=2e-6, mini_batch=mini_batch, warmup_updates=20),
+        ),
         rollout=Rollout(
             slots=slots,
             group_size=16,  # CONFIRMED for VAPO, DAPO and in the port
@@ -138,7 +143,6 @@ def _rung(
             temperature=1.0,  # DAPO; for T-PPO unconfirmed
         ),
         policy=Optimizer(lr=lr, mini_batch=mini_batch, warmup_updates=20),  # 20: PORT, its PPO script; unit unclear
-        critic=Optimizer(lr=2e-6, mini_batch=mini_batch, warmup_updates=20),  # 2e-6: CONFIRMED for VAPO and in the port
         compute=compute,
         evaluation=Evaluation(every=every, problems=30, samples=32, temperature=1.0, top_p=0.7),  # CONFIRMED for VAPO
         checkpoint=CheckpointOptions(every=10, keep=2),

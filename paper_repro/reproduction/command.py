@@ -79,7 +79,7 @@ class Reproduction:
             config = dataclasses.replace(config, task=reproduce_data.staged(config.task, self.out / "data"))
         if name == "value":
             return config
-        return config.with_values(seed=seed, critic_start=str(self.out / "value" / "run"))
+        return config.with_values(seed=seed, algorithm__critic__start=str(self.out / "value" / "run"))
 
     def _before(self, *names: str) -> dict[str, str]:
         """Digests of the stages that this one builds on."""

@@ -12,7 +12,9 @@ from paper_repro.models.shrunken import PREFIX
 from paper_repro.recipes import qwen as ladder
 from paper_repro.recipes import small as recipes
 from paper_repro.tasks.pretrained import MathDataTask
-from tppo.config.run import RunConfig, ValueStop, VllmOptions, validate
+from tppo.algorithms import PPO, ValuePretraining
+from tppo.config.registry import carried
+from tppo.config.run import RunConfig, VllmOptions, validate
 from tppo.errors import ConfigError
 
 VALUE_SEED = 10_000
@@ -20,10 +22,7 @@ VALUE_SEED = 10_000
 EVALUATION_SEED = 20_000
 """Every policy is asked the same with the same random numbers."""
 
-FIXED = (
-    *("task.train", "task.held_out", "recipe", "seed", "critic_start", "value_pretraining"),
-    *("algorithm.value_target.warmup_steps", "algorithm.advantage.estimator", "algorithm.name"),
-)
+FIXED = (*("task.train", "task.held_out", "recipe", "seed", "algorithm.critic.start", "algorithm.warmup_steps"),)
 """Fields that the reproduction itself decides."""
 
 
@@ -72,13 +71,15 @@ def _changed(chosen: Rung, path: str, value: Any) -> Rung:
     own, key = path.removeprefix("value."), path.removeprefix("value.").replace(".", "__")
     if own != path:
         runs = {"value"}
-    elif path.startswith(("algorithm.schedule.", "algorithm.filter.", "algorithm.advantage.boundary")):
-        runs = {"tppo"}
+    elif path == "steps" or path.startswith("evaluation."):
+        runs = {"tppo", "ppo"}
+    elif path.startswith("algorithm."):  # where the algorithm has such a number; the window is T-PPO's own
+        field = path.split(".")[1]
+        runs = {name for name in ("tppo", "ppo", "value") if hasattr(getattr(chosen, name).algorithm, field)}
+        runs = {"tppo"} if field == "window" or not runs else runs
     else:
-        runs = {"tppo", "ppo"} if path == "steps" or path.startswith("evaluation.") else {"tppo", "ppo", "value"}
+        runs = {"tppo", "ppo", "value"}
     new = {name: getattr(chosen, name).with_values(**{key: value}) for name in runs}
-    if "value" in new:
-        new["value"] = new["value"].with_values(algorithm__value_target__warmup_steps=new["value"].steps)
     return dataclasses.replace(chosen, **new)
 
 
@@ -101,47 +102,49 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
 
 
 def _pair(
-    config: RunConfig, rival: RunConfig, *, value_steps: int, stop: ValueStop, target: float, shape: str = ""
+    config: RunConfig, rival: RunConfig, *, value_steps: int, stop: ValuePretraining, target: float, shape: str = ""
 ) -> Rung:
     """Both runs train the policy from the first step: the critic has learned before. Value pretraining generates whole
     responses: windows would show it the short ones first.
     """
-    without = {"algorithm__value_target__warmup_steps": 0}
-    value = rival.with_values(
+    value = dataclasses.replace(rival, algorithm=carried(rival.algorithm, stop)).with_values(
         recipe=f"{config.recipe.removesuffix('-tppo')}-value",
         seed=VALUE_SEED,
         steps=value_steps,
-        algorithm__value_target__warmup_steps=value_steps,
-        value_pretraining=stop,
         # The policy does not change: its score is measured by the evaluation.
         evaluation=dataclasses.replace(config.evaluation, every=0, problems=2, samples=1),
         checkpoint__keep_best=0,
         checkpoint__keep=1,
     )
     return Rung(
-        tppo=config.with_values(**without),
-        ppo=rival.with_values(**without),
+        tppo=_from_the_first_step(config),
+        ppo=_from_the_first_step(rival),
         value=value,
         target=target,
         shape=shape,
     )
 
 
+def _from_the_first_step(config: RunConfig) -> RunConfig:
+    assert isinstance(config.algorithm, PPO)
+    return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, warmup_steps=0))
+
+
 def _toy() -> Rung:
-    stop = ValueStop(patience=8)
+    stop = ValuePretraining(patience=8)
     return _pair(recipes.toy_language(), recipes.toy_language_ppo(), value_steps=30, stop=stop, target=0.9)
 
 
 def _smollm2() -> Rung:
     config = recipes.smollm2_135m()
-    stop = ValueStop(patience=8)
+    stop = ValuePretraining(patience=8)
     return _pair(config, recipes.ppo_twin(config), value_steps=20, stop=stop, target=0.8, shape="Qwen2.5-0.5B")
 
 
 def _qwen(size: str, shape: str, target: float) -> Rung:
     config, rival = ladder.LADDER[f"qwen2.5-{size}-tppo"](), ladder.LADDER[f"qwen2.5-{size}-ppo"]()
     # 50 steps as in VAPO; that they may end earlier is our choice.
-    return _pair(config, rival, value_steps=50, stop=ValueStop(patience=15), target=target, shape=shape)
+    return _pair(config, rival, value_steps=50, stop=ValuePretraining(patience=15), target=target, shape=shape)
 
 
 RUNGS = {
@@ -157,8 +160,8 @@ def _tiny(full: Rung) -> Rung:
     """The same code path in seconds. Nothing depends on the number of ranks: a run may go on with another."""
     changes: dict[str, Any] = {
         "rollout__slots": 16, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
-        "policy__mini_batch": 8, "critic__mini_batch": 8, "policy__warmup_updates": 0,
-        "critic__warmup_updates": 0,
+        "policy__mini_batch": 8, "policy__warmup_updates": 0,
+        "algorithm__critic__mini_batch": 8, "algorithm__critic__warmup_updates": 0,
         # Float32: a CPU may have no fast bfloat16, and outside torchrun there are no master weights.
         "compute": dataclasses.replace(
             full.tppo.compute, dtype="float32", micro_batch_tokens=8192, logit_chunk_tokens=512
@@ -174,12 +177,12 @@ def _tiny(full: Rung) -> Rung:
     runs = [
         config.with_values(**changes, steps=3, evaluation=evaluation).with_values(**more)
         for config, more in (
-            (full.tppo, {"algorithm__schedule__window": 8, "algorithm__filter__ignore_last": 2}),
+            (full.tppo, {"algorithm__window": 8, "algorithm__ignore_last": 2}),
             (full.ppo, {}),
         )
     ]
     quiet = dataclasses.replace(evaluation, every=0, samples=1)
     value = full.value.with_values(
-        **changes, steps=2, algorithm__value_target__warmup_steps=2, evaluation=quiet, value_pretraining=ValueStop()
+        **changes, steps=2, evaluation=quiet, algorithm__explained_variance=None, algorithm__patience=None
     )
     return Rung(runs[0], runs[1], value, full.target, full.shape, dry_run=True)

@@ -86,7 +86,7 @@ def read_run(folder: Path) -> RunRecord:
         if not (folder / name).is_file():
             raise ConfigError("run", str(folder), f"a run folder, with {name}", "give folders that 'tppo train' wrote")
     leaves = dict(_leaves(_json(folder / "config.json").get("config")))
-    wanted = ("recipe", "seed", "algorithm.name", "rollout.slots", "evaluation.problems")
+    wanted = ("recipe", "seed", "algorithm.class", "rollout.slots", "evaluation.problems")
     if missing := [name for name in wanted if name not in leaves]:
         raise DataError(f"{folder / 'config.json'}: expected the configuration of a run, with {missing[0]}")
     rows = read_metrics(folder / "metrics.jsonl")
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         folder=folder,
         recipe=str(leaves["recipe"]),
-        algorithm=str(leaves["algorithm.name"]),
+        algorithm=str(leaves["algorithm.class"]).rpartition(":")[2],
         seed=int(leaves["seed"]),
         rows=tuple(rows),
         points=points,

@@ -18,7 +18,7 @@ from tppo.evaluation.paired import Paired, compare
 from tppo.evaluation.scores import Score, avg_at, pass_at
 from tppo.files import write_whole
 from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import load_policy
+from tppo.runs.checkpoint.contents import load_network
 
 SOLVED = "solved"
 
@@ -32,7 +32,7 @@ def evaluate_policy(config: RunConfig, checkpoint: Path | None) -> dict[str, Any
     trainer = build_trainer(config)
     try:
         if checkpoint is not None:
-            load_policy(trainer.policy, checkpoint)
+            load_network("policy", trainer.policy, checkpoint)
         found = trainer.evaluate()
     finally:
         trainer.engine.close()
@@ -62,8 +62,8 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
     pairs += [(f"tppo-{name.partition('-')[2]}", name) for name in trained if name.startswith("ppo-")]
     compared = {f"{a} - {b}": compare(solved[a], solved[b]) for a, b in pairs}
     summary = result_of_stage(out, "value")["summary"]
-    value = summary["value_pretraining"]
-    explained = value["explained_variance"]
+    value = summary["stop"]
+    explained = value["explained_variance_finished"]
     lines = [
         "# Reproduction",
         "",

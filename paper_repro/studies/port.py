@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tppo.algorithms import Algorithm
+from tppo.algorithms import TPPO
 from tppo.maths.advantages import length_adaptive_lambda
 
 
@@ -25,12 +25,12 @@ class Port:
 
 
 def authors_port() -> Port:
-    """From the defaults of `tppo.algorithms`."""
-    default = Algorithm()
-    window, advantage = default.schedule.window, default.advantage
-    assert window is not None
+    """From the defaults of `tppo.algorithms.tppo`."""
+    default = TPPO()
+    window = default.window
+    assert default.lam_alpha is not None
     adaptive = length_adaptive_lambda(
         torch.tensor([window]), torch.tensor([False]),
-        alpha=advantage.lam_alpha, lam_min=advantage.lam_min, window=window, max_length=3 * window,
+        alpha=default.lam_alpha, lam_min=default.lam, window=window, max_length=3 * window,
     )  # fmt: skip
-    return Port(default.filter.ignore_last, window, advantage.lam_min, float(adaptive[0]))
+    return Port(default.ignore_last, window, default.lam, float(adaptive[0]))

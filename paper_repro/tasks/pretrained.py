@@ -20,6 +20,7 @@ from tppo.data.sources import SLOT, DataSource, OnBadRow
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 if TYPE_CHECKING:
@@ -49,26 +50,26 @@ class PretrainedTask(TaskConfig):
     grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
     """Limit of one verdict; a text that takes longer scores zero and is counted."""
 
-    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+    def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:
         """Training prompts, held-out prompts, and reference answers to check before training."""
         raise NotImplementedError(f"{type(self).__name__} must define problems()")
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
         from tppo.grading.mathematics import MathReward
         from tppo.models.base import PolicyModel
         from tppo.models.folder import (
             chat_text,
             context_length,
+            critic_of,
             end_tokens,
             export,
             fill,
             load_tokenizer,
-            policy_and_critic,
+            policy_of,
         )
-        from tppo.ranks.ranks import current
 
-        folder = current().main_first(lambda: model_folder(self.model))
+        folder = ranks.main_first(lambda: model_folder(self.model))
         tokenizer = load_tokenizer(folder)
         self._check_room(config, context_length(folder))
 
@@ -88,26 +89,26 @@ class PretrainedTask(TaskConfig):
                 on_overlong=on_overlong,
             ).prompts
 
-        prompts, held_out, truths = self.problems(config, encode)
+        prompts, held_out, truths = self.problems(config, encode, ranks)
         reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
 
         def decode(tokens: Sequence[int]) -> str:
             return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
         def save(policy: PolicyModel, folder: Path) -> None:
-            export(policy, folder)
-            if current().main:
+            export(policy, folder, ranks)
+            if ranks.main:
                 tokenizer.save_pretrained(folder)
 
         def report(policy: PolicyModel) -> dict[str, Any]:
-            of_ranks = current().gather((reward.counts, reward.slowest))
+            of_ranks = ranks.gather((reward.counts, reward.slowest))
             verdicts = {name: sum(counts[name] for counts, _ in of_ranks) for name in reward.counts}
             return {"verdicts": verdicts, "slowest_verdict_seconds": max(slowest for _, slowest in of_ranks)}
 
-        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
+        recompute = config.compute.recompute
         return Workload(
-            policy=policy,
-            critic=critic,
+            policy=policy_of(folder, recompute=recompute),
+            critic=lambda: critic_of(folder, recompute=recompute),
             prompts=prompts,
             held_out=held_out,
             reward=reward,
@@ -156,7 +157,7 @@ class WordProblemTask(PretrainedTask):
     made: WordProblems = field(default_factory=WordProblems)
     """The problems."""
 
-    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+    def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:
         """Made one at a time, whenever asked."""
 
         def train(index: int) -> Prompt:
@@ -181,15 +182,13 @@ class MathDataTask(PretrainedTask):
     on_overlong: OnBadRow = "drop"
     """A training prompt longer than ``max_prompt_tokens``; in the evaluation that is always an error."""
 
-    def problems(self, config: RunConfig, encode: Encoder) -> tuple[Prompts, Prompts, list[str]]:
+    def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:
         """Read, report, check against each other, encode; all before a weight is loaded."""
         import sys
 
-        from tppo.ranks.ranks import current
-
         train, held_out = load_problems(self.train), load_problems(self.held_out)
         overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
-        for part in (train, held_out, overlap) if current().main else ():
+        for part in (train, held_out, overlap) if ranks.main else ():
             print(part, file=sys.stderr)
         judged = encode(held_out.problems, self.held_out.template, "error")
         if config.evaluation.problems > len(judged):

@@ -16,6 +16,7 @@ from tppo.config.run import RunConfig, TaskConfig
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 
@@ -52,17 +53,17 @@ class TokenMDPTask(TaskConfig):
 
     def base_logits(self, mdp: TokenMDP) -> np.ndarray:
         """Logits [S, A] of the policy at the start."""
-        policy = families.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
+        policy = exact.noisy_policy(mdp, self.base_skill, stop_prob=self.base_stop_prob)
         return np.log(np.maximum(policy, 1e-6))
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Tabular models: a policy of little skill, and V = 0."""
         import torch
         from safetensors.torch import load_file, save_file
 
         from tppo.models.base import PolicyModel
         from tppo.models.tabular import TabularCritic, TabularPolicy
-        from tppo.ranks.ranks import current, full, put
+        from tppo.ranks.shard import full, put
 
         mdp = self.mdp(config.rollout.max_response_tokens)
         table = torch.from_numpy(mdp.next_SAK[:, :, 0].copy())
@@ -82,10 +83,10 @@ class TokenMDPTask(TaskConfig):
         def save(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
             logits = full(policy.logits_SA.detach())
-            if current().main:
+            if ranks.main:
                 folder.mkdir(parents=True, exist_ok=True)
                 save_file({"logits_SA": logits.cpu().contiguous()}, folder / "policy.safetensors")
-            current().barrier()
+            ranks.barrier()
 
         def load(policy: PolicyModel, folder: Path) -> None:
             assert isinstance(policy, TabularPolicy)
@@ -103,7 +104,7 @@ class TokenMDPTask(TaskConfig):
 
         return Workload(
             policy=TabularPolicy(table, torch.from_numpy(self.base_logits(mdp)).float()),
-            critic=TabularCritic(table, torch.zeros(len(table))),
+            critic=lambda: TabularCritic(table, torch.zeros(len(table))),
             prompts=lambda i: prompt(0, i),
             held_out=lambda i: prompt(1, i),
             reward=reward,

@@ -12,6 +12,7 @@ from sim.language.tokenizer import LETTERS
 from tppo.config.run import ModelShape, RunConfig, TaskConfig
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
+from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
 # Family, all letters, question mark, the letter to stop at, equals sign, and a start of up to three characters.
@@ -25,14 +26,13 @@ class ToyLanguageTask(TaskConfig):
     base: BaseModelConfig = field(default_factory=BaseModelConfig)
     """How the base model is made. It is made once and cached; training seeds do not change it."""
 
-    def build(self, config: RunConfig) -> Workload:
+    def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic start from the same base model; the critic's head is zero."""
-        from tppo.models.folder import export, fill, policy_and_critic
-        from tppo.ranks.ranks import current
+        from tppo.models.folder import critic_of, export, fill, policy_of
 
-        folder = current().main_first(lambda: base_model(self.base))
+        folder = ranks.main_first(lambda: base_model(self.base))
         problems = self.base.language
-        policy, critic = policy_and_critic(folder, recompute=config.compute.recompute)
+        recompute = config.compute.recompute
 
         def prompt(split: language.Split, index: int, seed: int) -> Prompt:
             problem = problems.problem(split, index, seed)
@@ -46,15 +46,15 @@ class ToyLanguageTask(TaskConfig):
             return language.decode(tokens)
 
         return Workload(
-            policy=policy,
-            critic=critic,
+            policy=policy_of(folder, recompute=recompute),
+            critic=lambda: critic_of(folder, recompute=recompute),
             prompts=lambda i: prompt("train", i, config.seed),
             # The same held-out problems for every seed, so that runs are compared on equal terms.
             held_out=lambda i: prompt("heldout", i, 0),
             reward=reward,
             decode=decode,
             stop_ids=frozenset({language.EOS_ID}),
-            save=export,
+            save=lambda policy, to: export(policy, to, ranks),
             load=fill,
             fill=lambda model: fill(model, folder),
             folder=folder,

@@ -11,40 +11,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.clock.lengths import Ints
 from sim.clock.roofline import GenerationCost, TrainingCost
-from sim.clock.serving import DecodeTrace, Ints
-from sim.clock.simulate import Machine, Task
+from sim.clock.schedules import Task
+from sim.clock.serving import DecodeTrace
+from sim.clock.simulate import Machine
 
 
 @dataclass(frozen=True)
 class AsyncReport:
-    """Over the counted updates. seconds: of an average update. responses, tokens: trained in each.
+    """What asynchronous rollouts cost, over the counted updates."""
 
-    generating: share of time in which the engines prefill or decode. training: share in which the trainer works.
-    staleness: mean number of updates between the version that began a response and the one that trained on it.
-    stalest: the largest.
-    """
-
-    seconds: float
-    responses: int
-    tokens: float
-    generating: float
-    training: float
-    staleness: float
-    stalest: int
+    seconds: float  # mean time from one update to the next [s]
+    responses: int  # responses trained in each update
+    tokens: float  # mean tokens trained in an update
+    generating: float  # share of time in which the engines prefill or decode
+    training: float  # share of time in which the trainer works
+    staleness: float  # mean number of updates between the version that began a response and the one that trained on it
+    stalest: int  # the largest such number
 
     @property
     def trained_per_second(self) -> float:
-        """Tokens that trained the policy."""
+        """Tokens that train the policy a second."""
         return self.tokens / self.seconds
 
 
 @dataclass
 class _Row:
+    """One response."""
+
     uid: int
-    length: int
-    done: int = 0
-    version: int = 0
+    length: int  # final length [token]
+    done: int = 0  # tokens there already
+    version: int = 0  # policy version that began it
 
 
 def simulate_async(
@@ -58,11 +57,18 @@ def simulate_async(
     warmup: int = 4,
     seed: int = 0,
 ) -> AsyncReport:
-    """Run until ``warmup + updates`` updates are done.
+    """Simulate asynchronous rollouts.
 
-    task.slots: responses in flight over all replicas of ``machine``. batch: responses of an update. One replica with
-    its share of slots and batch stands for all, which are alike; its rows are rounded to whole ones. Raises ValueError
-    for a batch or slots that are not a multiple of the replicas.
+    One replica with its share of slots and batch stands for all, which are alike. Raises ValueError for a batch or
+    slots that are not a multiple of the replicas.
+
+    Args:
+        task: its slots are the responses in flight over all replicas of ``machine``.
+        trainer: training passes on the other accelerators.
+        batch: responses of an update.
+        staleness: how many updates a response may begin ahead of the one that trains on it.
+        updates: updates that count.
+        warmup: updates before them that do not count.
     """
     r = machine.replicas
     if batch < 1 or batch % r or task.slots % r or staleness < 0 or updates < 1 or warmup < 0:
@@ -70,11 +76,11 @@ def simulate_async(
             f"simulate_async: found batch {batch}, {task.slots} slots, staleness {staleness}; expected batch and slots "
             f"to be multiples of the replicas ({r}) and staleness 0 or more."
         )
-    return _Run(task, machine, trainer, batch // r, staleness, seed).run(updates, warmup)
+    return _Simulation(task, machine, trainer, batch // r, staleness, seed).run(updates, warmup)
 
 
-class _Run:
-    """State of one replica and of the trainer."""
+class _Simulation:
+    """The state of one replica and of the trainer."""
 
     def __init__(
         self, task: Task, machine: Machine, trainer: TrainingCost, batch: int, staleness: int, seed: int
@@ -94,6 +100,7 @@ class _Run:
         self.next_row = self._draw()
 
     def _draw(self) -> _Row:
+        """The response that begins next."""
         return _Row(self.begun, int(self.task.lengths.draw(self.rng, 1)[0]))
 
     def run(self, updates: int, warmup: int) -> AsyncReport:
@@ -135,7 +142,7 @@ class _Run:
         )
 
     def _admit(self) -> None:
-        """Begin what slots, memory and staleness allow."""
+        """Begin as many responses as slots, memory and staleness allow."""
         fresh: list[_Row] = []
         prompt = self.task.prompt_tokens
         reserved = sum(row.length + prompt for row in self.active)
@@ -154,7 +161,7 @@ class _Run:
         self._prefill(fresh)
 
     def _prefill(self, rows: list[_Row]) -> None:
-        """Prompt and tokens so far of these rows; yields the next token of each, which may be the last."""
+        """Prefill prompt and tokens so far of these responses, which yields the next token of each."""
         if not rows:
             return
         context_S = np.array([self.task.prompt_tokens + row.done for row in rows])
@@ -178,23 +185,27 @@ class _Run:
         self._retire()
 
     def _retire(self) -> None:
+        """Move finished responses to those that wait for training."""
         self.ready += [row for row in self.active if row.done >= row.length]
         self.active = [row for row in self.active if row.done < row.length]
 
     def _trace(self, steps: int) -> DecodeTrace:
+        """The trace of so many decode steps of all active responses."""
         keys = [self.task.prompt_tokens + row.done for row in self.active]
         return DecodeTrace(*(np.array([n]) for n in (steps, len(keys), sum(keys), max(keys))))
 
     def _decode_s(self, steps: int) -> float:
+        """Time of so many decode steps of all active responses [s]."""
         return self.cost.call(np.zeros(0, dtype=np.int64), self._trace(steps)).seconds
 
     def _spend(self, context_S: Ints, trace: DecodeTrace) -> None:
+        """Let the time of a generation call pass."""
         seconds = self.cost.call(context_S, trace).seconds
         self.now += seconds
         self.generating_s += seconds
 
     def _train_s(self, rows: list[_Row]) -> float:
-        """All passes over the batch of all replicas, whose responses are taken to be as long as these."""
+        """Time of all passes over the batch of all replicas [s], whose responses are taken to be as long as these."""
         sequence_S = np.repeat([row.length + self.task.prompt_tokens for row in rows], self.machine.replicas)
         outputs = sum(row.length for row in rows) * self.machine.replicas
         t = self.trainer

@@ -4,40 +4,35 @@ A slot is a renewal process: it holds a response for ceil(L / W) steps, then the
 In equilibrium the chance that a slot is at window k of a response of length l is p(l) / E[ceil(L / W)] for each
 k = 1 .. ceil(l / W), so everything a step generates, prefills and trains on follows from the length distribution by
 sums. With W at least the longest length this is PPO.
+
+Shape suffixes: _L lengths, _J numbers of tokens in a window.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from sim.clock.lengths import Floats
 from sim.clock.schedules import Task
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Expectations of one step over all slots, in equilibrium.
+    """Expectations of one step over all slots, in equilibrium."""
 
-    windows_per_response: E[ceil(L / W)]. finished: responses. new_tokens: generated. decode_steps: until the last slot
-    is done. row_steps: tokens that decode steps yield (prefill yields the first of each slot). keys_read: by decode
-    steps, without padding. prefill_tokens: prompts and carried tokens. sequence_tokens: prompt, carried and new tokens
-    of all slots, what training reads. slots_busy: new_tokens over slots times (decode_steps + 1), a ratio of
-    expectations.
-    """
-
-    windows_per_response: float
-    finished: float
-    new_tokens: float
-    decode_steps: float
-    row_steps: float
-    keys_read: float
-    prefill_tokens: float
-    sequence_tokens: float
-
-    slots_busy: float
+    windows_per_response: float  # E[ceil(L / W)]
+    finished: float  # responses that finish
+    new_tokens: float  # tokens generated
+    decode_steps: float  # decode steps until the last slot is done
+    row_steps: float  # tokens that decode steps yield; prefill yields the first token of each slot
+    keys_read: float  # keys that decode steps read, without padding
+    prefill_tokens: float  # prompts and carried tokens
+    sequence_tokens: float  # prompts, carried and new tokens, which is what training reads
+    slots_busy: float  # new_tokens over slots times (decode_steps + 1), a ratio of expectations
 
 
 def expected(task: Task, window: int) -> Expected:
-    """Exact expectations for this window [token]. All slots decode together, without limits of rows or memory."""
+    """Exact expectations for this window [token], where all slots decode together without limits of rows or memory."""
     if window < 1:
         raise ValueError(f"expected: found window {window}; expected at least 1 token.")
     lengths, prompt = task.lengths, task.prompt_tokens
@@ -46,8 +41,8 @@ def expected(task: Task, window: int) -> Expected:
     cycle = float(p_L @ n_L)
     last_L = l_L - (n_L - 1) * window  # tokens of the last window
 
-    def per_slot(total_L: np.ndarray) -> float:
-        """Expectation per slot and step of something that adds up to this over a response's windows."""
+    def per_slot(total_L: Floats) -> float:
+        """Expectation, a slot and step, of a quantity that adds up to this over a response's windows [L]."""
         return float(p_L @ total_L) / cycle
 
     carried_L = window * n_L * (n_L - 1) / 2.0
@@ -80,4 +75,5 @@ def expected(task: Task, window: int) -> Expected:
 
 
 def _triangle(n: int) -> float:
+    """0 + 1 + ... + (n - 1)."""
     return n * (n - 1) / 2.0

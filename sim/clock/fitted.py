@@ -1,4 +1,7 @@
-"""Prices of an engine's work fitted to measured runs: no roofline, seven numbers and a knee."""
+"""Prices of an engine's work fitted to measured runs: no roofline, seven numbers and a knee.
+
+Shape suffixes: _S requests, _K runs of decode steps with the same rows, _R measured runs, _F features.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,45 +9,40 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.clock.hardware import Hardware, ModelProfile
+from sim.clock.lengths import Floats, Ints
 from sim.clock.roofline import Call
-from sim.clock.serving import DecodeTrace, Floats, Ints, Limits, padded_prefill
+from sim.clock.serving import DecodeTrace, Limits, padded_prefill
 
 FEATURES = ("call", "decode_step", "decoded_token", "few_rows_token", "key_read", "prefill_token", "prefill_pair")
-KNEES = (2, 4, 8, 16, 32)
+KNEES = (2, 4, 8, 16, 32)  # candidates for few_rows
 Work = Sequence[tuple[Ints, DecodeTrace]]  # contexts and trace of each call of a run
 
 
 @dataclass(frozen=True)
 class FittedCost:
-    """An engine that was measured: seconds are a non-negative combination of seven counts (`FEATURES`).
+    """An engine that was measured: seconds are a non-negative combination of seven counts (`FEATURES`)."""
 
-    call_s: of one call. decode_step_s: of one decode step, however many rows. decoded_token_s: of each token of a
-    decode step. few_rows_token_s: what each of the first ``few_rows`` tokens of a step costs on top; kernels are less
-    efficient on few rows. key_read_s: of each key read by a decode step. prefill_token_s: of each position prefilled.
-    prefill_pair_s: of each key that one of them looks at. padded: the engine reads as many keys for every row as the
-    longest has and prefills rectangles of at most ``prefill_call_tokens`` (the embedded engine); otherwise no position
-    is padding (vLLM).
-    """
-
-    call_s: float
-    decode_step_s: float
-    decoded_token_s: float
-    few_rows_token_s: float
-    key_read_s: float
-    prefill_token_s: float
-    prefill_pair_s: float
+    call_s: float  # price of one call [s]
+    decode_step_s: float  # price of one decode step, however many rows [s]
+    decoded_token_s: float  # price of each token of a decode step [s]
+    few_rows_token_s: float  # extra price of each of the first few_rows tokens of a decode step [s]
+    key_read_s: float  # price of each key that a decode step reads [s]
+    prefill_token_s: float  # price of each position prefilled [s]
+    prefill_pair_s: float  # price of each key that one of these positions looks at [s]
     few_rows: int = 8
+    # The engine reads as many keys for every row as the longest has, and prefills rectangles of at most
+    # prefill_call_tokens (the embedded engine). Otherwise no position is padding (vLLM).
     padded: bool = False
     prefill_call_tokens: int = 32768
     limits: Limits = field(default_factory=Limits)
 
     @property
     def prices(self) -> Floats:
-        """The seven prices in the order of FEATURES [s]."""
+        """[F] the seven prices in the order of FEATURES [s]."""
         return np.array([getattr(self, f"{name}_s") for name in FEATURES])
 
     def call(self, context_S: Ints, trace: DecodeTrace) -> Call:
-        """Price of one call."""
+        """Price a call that prefills contexts of these lengths [S] and decodes this trace."""
         counts = features(
             context_S, trace, padded=self.padded, few_rows=self.few_rows, prefill_call_tokens=self.prefill_call_tokens
         )
@@ -54,9 +52,12 @@ class FittedCost:
     def hardware(self, model: ModelProfile, *, memory: float, name: str = "cpu") -> Hardware:
         """The data sheet that this engine, running ``model``, amounts to: what it reached, not what it could.
 
-        peak_flops: matrix products of prefill, its best arithmetic. bandwidth: keys and values read by decode steps.
-        The fixed costs (`call_s`, `decode_step_s`) are no rate and go into `Efficiency`. memory: of the machine
-        [byte]. Raises ValueError where a rate was too fast to be priced.
+        Its peak arithmetic is that of prefill, its bandwidth that of keys and values in decode steps. The fixed costs
+        (`call_s`, `decode_step_s`) are no rate and go into `Efficiency`. Raises ValueError where a rate was too fast
+        to be priced.
+
+        Args:
+            memory: of the machine [byte].
         """
         if not (self.prefill_token_s > 0 and self.key_read_s > 0):
             raise ValueError(
@@ -69,14 +70,14 @@ class FittedCost:
         )
 
     def seconds(self, work: Work) -> float:
-        """Price of the calls of a run [s]."""
+        """Time of all calls of a run [s]."""
         return sum(self.call(context_S, trace).seconds for context_S, trace in work)
 
 
 def features(
     context_S: Ints, trace: DecodeTrace, *, padded: bool, few_rows: int, prefill_call_tokens: int = 32768
 ) -> Floats:
-    """The counts of one call in the order of FEATURES."""
+    """[F] counts of one call in the order of FEATURES."""
     if padded:
         keys, (positions, pairs) = trace.padded_keys_read, padded_prefill(context_S, prefill_call_tokens)
     else:
@@ -89,7 +90,9 @@ def features(
 def fit_cost(runs: Sequence[Work], seconds_R: Floats, *, padded: bool, prefill_call_tokens: int = 32768) -> FittedCost:
     """Non-negative least squares of *relative* errors over measured runs, for the best of KNEES.
 
-    runs: calls of each run. seconds_R: measured, of each run [s].
+    Args:
+        runs: [R] contexts and trace of each call of each run.
+        seconds_R: [R] measured duration of each run [s].
     """
     seconds_R = np.asarray(seconds_R, dtype=float)
     if len(runs) != len(seconds_R) or len(runs) <= len(FEATURES) or not (seconds_R > 0).all():
@@ -115,6 +118,7 @@ def fit_cost(runs: Sequence[Work], seconds_R: Floats, *, padded: bool, prefill_c
 
 
 def _counts(work: Work, padded: bool, knee: int, prefill_call_tokens: int) -> Floats:
+    """[F] counts of all calls of a run together."""
     rows = [features(c, t, padded=padded, few_rows=knee, prefill_call_tokens=prefill_call_tokens) for c, t in work]
     return np.array(rows).sum(0)
 

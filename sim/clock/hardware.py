@@ -1,4 +1,4 @@
-"""What the rollout clock knows of hardware and models: data-sheet numbers and published model configurations.
+"""Hardware and models of the rollout clock: data-sheet numbers and published model configurations.
 
 Efficiency factors are assumptions, named and in one place (`Efficiency`); everything else is arithmetic.
 """
@@ -15,18 +15,14 @@ def _positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One accelerator, as its data sheet says.
-
-    peak_flops: dense bf16 matrix products [flop/s] (data sheets of NVIDIA print twice that, with sparsity).
-    bandwidth: of its memory [byte/s]. memory: [byte]. link: to its neighbours, both directions together [byte/s].
-    """
+    """One accelerator, as its data sheet says."""
 
     name: str
-    peak_flops: float
-    bandwidth: float
-    memory: float
-    link: float
-    source: str = ""
+    peak_flops: float  # dense bf16 matrix products [flop/s]; NVIDIA's data sheets print twice that, with sparsity
+    bandwidth: float  # of its memory [byte/s]
+    memory: float  # [byte]
+    link: float  # to its neighbours, both directions together [byte/s]
+    source: str = ""  # where the numbers are from
 
     def __post_init__(self) -> None:
         for name in ("peak_flops", "bandwidth", "memory", "link"):
@@ -58,28 +54,20 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Efficiency:
-    """Shares of the data sheet that software reaches, and fixed costs. Assumed, not measured: vary them.
+    """Shares of the data sheet that software reaches, and fixed costs. Assumed, not measured: vary them."""
 
-    bandwidth, link: share of the memory's and the links' rate. decode_flops, prefill_flops, train_flops: share of
-    peak (MFU). decode_step_s, prefill_call_s: host and launch time of each forward pass of the engine [s].
-    step_s: of each training step, whatever its size (wake, sleep, grading) [s]. kv_memory: share of the memory that
-    weights, keys and values of the engine may fill. prefill_call_tokens: contexts share forward passes of this many
-    tokens. recompute: extra forward passes in a backward pass (1 is full activation checkpointing). network: rate at
-    which one accelerator receives new weights [byte/s] (half of a 400 Gb/s network card).
-    """
-
-    bandwidth: float = 0.7
-    link: float = 0.7
-    decode_flops: float = 0.5
-    prefill_flops: float = 0.5
-    train_flops: float = 0.4
-    decode_step_s: float = 0.005
-    prefill_call_s: float = 0.005
-    step_s: float = 5.0
-    kv_memory: float = 0.85
-    prefill_call_tokens: int = 16384
-    recompute: float = 1.0
-    network: float = 25e9
+    bandwidth: float = 0.7  # share of the memory's rate
+    link: float = 0.7  # share of the links' rate
+    decode_flops: float = 0.5  # share of peak arithmetic (MFU) of decode steps
+    prefill_flops: float = 0.5  # the same of prefill
+    train_flops: float = 0.4  # the same of training
+    decode_step_s: float = 0.005  # host and launch time of each decode step [s]
+    prefill_call_s: float = 0.005  # host and launch time of each forward pass of prefill [s]
+    step_s: float = 5.0  # fixed cost of each training step, whatever its size: wake, sleep, grading [s]
+    kv_memory: float = 0.85  # share of the memory that weights, keys and values of the engine may fill
+    prefill_call_tokens: int = 16384  # contexts share forward passes of prefill of this many tokens
+    recompute: float = 1.0  # extra forward passes in a backward pass; 1 is full activation checkpointing
+    network: float = 25e9  # rate at which one accelerator receives weights [byte/s]; half of a 400 Gb/s network card
 
     def __post_init__(self) -> None:
         for name in ("bandwidth", "link", "decode_flops", "prefill_flops", "train_flops", "kv_memory"):
@@ -94,23 +82,19 @@ class Efficiency:
 
 @dataclass(frozen=True)
 class ModelProfile:
-    """A decoder-only transformer with grouped-query attention and a gated feed-forward layer (Qwen2, Llama).
-
-    head_width: of one attention head; None is hidden / heads. qkv_bias: biases on query, key and value (Qwen2).
-    bytes_per_weight: of weights, keys and values.
-    """
+    """A decoder-only transformer with grouped-query attention and a gated feed-forward layer (Qwen2, Llama)."""
 
     name: str
     layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    intermediate: int
+    hidden: int  # width of the residual stream
+    heads: int  # query heads of a layer
+    kv_heads: int  # key and value heads of a layer
+    intermediate: int  # width of the feed-forward layer
     vocab: int
-    tied: bool
-    qkv_bias: bool = True
-    head_width: int | None = None
-    bytes_per_weight: int = BYTES_BF16
+    tied: bool  # the output layer is the embedding
+    qkv_bias: bool = True  # biases on query, key and value (Qwen2)
+    head_width: int | None = None  # of one attention head; None is hidden / heads
+    bytes_per_weight: int = BYTES_BF16  # also of keys and values
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "kv_heads", "intermediate", "vocab"):
@@ -128,50 +112,50 @@ class ModelProfile:
 
     @property
     def body_weights(self) -> int:
-        """Weights of all matrix products of the layers."""
+        """Number of weights in all matrix products of the layers."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return self.layers * (2 * self.hidden * q + 2 * self.hidden * kv + 3 * self.hidden * self.intermediate)
 
     @property
     def output_weights(self) -> int:
-        """Weights of the output layer."""
+        """Number of weights in the output layer."""
         return self.hidden * self.vocab
 
     @property
     def parameters(self) -> int:
-        """Exact count: matrices, biases, norms, embedding, and the output layer where it is not tied."""
+        """Exact count of matrices, biases, norms, embedding, and of the output layer where it is not tied."""
         biases = self.layers * (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
         norms = (2 * self.layers + 1) * self.hidden
         return self.body_weights + biases + norms + self.output_weights * (1 if self.tied else 2)
 
     @property
     def weight_bytes(self) -> int:
-        """Memory of all weights [byte]."""
+        """Memory that all weights take [byte]."""
         return self.parameters * self.bytes_per_weight
 
     @property
     def decode_weight_bytes(self) -> int:
-        """Weights that a forward pass reads [byte]: all but the input embedding, of which it reads a few rows."""
+        """Memory of the weights that a decode step reads [byte]: all but the embedding, of which it needs few rows."""
         return (self.body_weights + self.output_weights) * self.bytes_per_weight
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Keys and values of one token [byte]."""
+        """Memory that keys and values of one token take [byte]."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_weight
 
     @property
     def body_flops_per_token(self) -> int:
-        """Matrix products of the layers, forward, without attention [flop]."""
+        """Arithmetic of the layers' matrix products in a forward pass, without attention [flop]."""
         return 2 * self.body_weights
 
     @property
     def output_flops_per_token(self) -> int:
-        """The output layer at one position [flop]."""
+        """Arithmetic of the output layer at one position [flop]."""
         return 2 * self.output_weights
 
     @property
     def attention_flops_per_key(self) -> int:
-        """Of one query with one key and its value, all layers [flop]."""
+        """Arithmetic of one query with one key and its value in all layers [flop]."""
         return 4 * self.layers * self.heads * self.head_dim
 
 
@@ -192,15 +176,12 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """A model on accelerators, all of which generate and then all train (colocated, as `tppo` does).
-
-    gpus: in all. tensor_parallel: accelerators that share one copy of the model while it generates.
-    """
+    """A model on accelerators, all of which generate and then all train (colocated, as `tppo` does)."""
 
     model: ModelProfile
     hardware: Hardware
-    gpus: int = 64
-    tensor_parallel: int = 8
+    gpus: int = 64  # accelerators of the whole cluster
+    tensor_parallel: int = 8  # accelerators that share one copy of the model while it generates
     efficiency: Efficiency = field(default_factory=Efficiency)
 
     def __post_init__(self) -> None:
@@ -219,20 +200,20 @@ class Cluster:
 
     @property
     def replicas(self) -> int:
-        """Copies of the model that generate side by side."""
+        """Number of copies of the model that generate side by side."""
         return self.gpus // self.tensor_parallel
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens whose keys and values one replica holds."""
+        """Number of tokens whose keys and values one replica holds."""
         room = self.hardware.memory * self.efficiency.kv_memory * self.tensor_parallel - self.model.weight_bytes
         return int(room // self.model.kv_bytes_per_token)
 
     @property
     def load_s(self) -> float:
-        """New weights from the trainer to every replica [s]; each accelerator receives its shard."""
+        """Time of new weights from the trainer to every replica [s]; each accelerator receives its shard."""
         return self.model.weight_bytes / self.tensor_parallel / self.efficiency.network
 
     def with_efficiency(self, **changes: float) -> "Cluster":
-        """The same with other efficiency factors."""
+        """The same cluster with other efficiency factors."""
         return replace(self, efficiency=replace(self.efficiency, **changes))  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """Distributions of response lengths: a probability for every length of 1, 2, ... tokens up to the cap.
 
 A finite table serves the simulation and the exact expectations alike.
+
+Shape suffixes: _L lengths, so that index 0 is one token; _N responses of a sample.
 """
 
 import json
@@ -15,20 +17,21 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 Z99 = 2.3263478740408408  # normal quantile of 0.99
 
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """prob_L: probability of length l + 1 tokens, so index 0 is one token. Sums to one.
+    """A distribution of response lengths.
 
     >>> Lengths.constant(3).prob_L.tolist()
     [0.0, 0.0, 1.0]
     """
 
-    name: str
-    prob_L: Floats
+    name: str  # says what the distribution is, in reports
+    prob_L: Floats  # [L] probability of each length; sums to one
 
     def __post_init__(self) -> None:
         p = np.asarray(self.prob_L, dtype=np.float64)
@@ -38,14 +41,17 @@ class Lengths:
 
     @staticmethod
     def constant(tokens: int) -> "Lengths":
-        """Every response has this length."""
+        """The distribution in which every response has this length [token]."""
         return Lengths.sample([tokens], name=f"constant {tokens}")
 
     @staticmethod
     def log_normal(median: float, sigma: float, cap: int) -> "Lengths":
-        """Log-normal with this median [tokens] and standard deviation of the logarithm, rounded up, cut at the cap.
+        """A log-normal distribution, rounded up to whole tokens.
 
-        The cap ends a response (LENGTH), so all mass beyond it sits on it.
+        Args:
+            median: of the log-normal law [token].
+            sigma: standard deviation of the logarithm.
+            cap: longest response [token]. It ends a response (LENGTH), so all mass beyond it lies on it.
         """
         if not median > 0 or not sigma > 0 or cap < 1:
             raise ValueError(f"Lengths.log_normal: found {median}, {sigma}, {cap}; expected numbers above 0.")
@@ -55,7 +61,11 @@ class Lengths:
 
     @staticmethod
     def sample(lengths: Sequence[int] | Ints, *, weights: Sequence[float] | None = None, name: str = "") -> "Lengths":
-        """An empirical sample of lengths in tokens, each at least one."""
+        """The distribution of a sample [N] of lengths, each at least one token.
+
+        Args:
+            weights: [N] how often each length counts; once when left out.
+        """
         l_N = np.asarray(lengths)
         if l_N.ndim != 1 or not len(l_N) or not np.issubdtype(l_N.dtype, np.integer) or l_N.min() < 1:
             raise ValueError("Lengths.sample: expected a list of whole numbers of tokens, each at least 1.")
@@ -64,7 +74,7 @@ class Lengths:
 
     @staticmethod
     def from_metrics(path: str | Path) -> "Lengths":
-        """Lengths of the responses that finished in a run, from its metrics.jsonl.
+        """The lengths of the responses that finished in a run, from its metrics.jsonl.
 
         A line holds median, 99th percentile and maximum of the responses that finished in its step: a log-normal
         through the first two, cut at the third, stands for them; lines are mixed by how many finished. The first
@@ -83,33 +93,33 @@ class Lengths:
 
     @property
     def cap(self) -> int:
-        """The longest possible response [tokens]."""
+        """The longest possible response [token]."""
         return len(self.prob_L)
 
     @cached_property
     def support_L(self) -> Ints:
-        """1 .. cap."""
+        """[L] every length, 1 to the cap [token]."""
         return np.arange(1, self.cap + 1)
 
     @property
     def mean(self) -> float:
-        """Expected length [tokens]."""
+        """Expected length [token]."""
         return float(self.prob_L @ self.support_L)
 
     def quantile(self, q: float) -> int:
-        """Smallest length that at least a share q of responses do not exceed [tokens]."""
+        """Smallest length that at least a share q of responses do not exceed [token]."""
         return int(np.searchsorted(np.cumsum(self.prob_L), q - 1e-12)) + 1
 
     def windows_L(self, window: int) -> Ints:
-        """Steps that a response of each length takes: ceil(length / window)."""
+        """[L] steps that a response of each length takes: ceil(length / window)."""
         return -(-self.support_L // window)
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
-        """Lengths of new responses [count]."""
+        """[count] lengths of new responses."""
         return rng.choice(self.cap, size=count, p=self.prob_L) + 1
 
     def draw_in_flight(self, rng: np.random.Generator, count: int, window: int) -> tuple[Ints, Ints]:
-        """Lengths and tokens already there, of the responses in slots long after the start of a run.
+        """[count] length and tokens already there of each response in a slot, long after the start of a run.
 
         Slots are renewal processes with cycle ceil(L / window): in equilibrium a slot holds a response with
         probability proportional to its cycle, at each of its windows equally likely.
@@ -121,7 +131,7 @@ class Lengths:
 
 
 def _finished(path: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl in which at least one response finished."""
+    """Those lines of a run's metrics.jsonl in which at least one response finished."""
     names = ("finished", "length_median", "length_p99", "length_max")
     try:
         text = path.read_text(encoding="utf-8")

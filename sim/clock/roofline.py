@@ -1,6 +1,6 @@
 """Seconds of the work in `sim.clock.serving` and of training passes, as a roofline of an accelerator.
 
-Roofline of a decode step: the slower of moving bytes (weights once, keys and values of every token so far) and of
+The roofline of a decode step: the slower of moving bytes (weights once, keys and values of every token so far) and of
 arithmetic, then the all-reduces of tensor parallelism and a fixed cost. Within a run of steps with the same rows, bytes
 and operations are linear in the step, so the sum of the slower of the two has a closed form.
 """
@@ -11,47 +11,46 @@ from typing import Protocol
 import numpy as np
 
 from sim.clock.hardware import Cluster
-from sim.clock.serving import DecodeTrace, Floats, Ints, Limits
+from sim.clock.lengths import Floats, Ints
+from sim.clock.serving import DecodeTrace, Limits
 
 
 @dataclass(frozen=True)
 class Call:
-    """What one generation call of one replica costs [s], what it moves [byte] and computes [flop].
+    """What one generation call of one replica costs. What a cost cannot know stays 0."""
 
-    ideal_s: the same work at the full rates of the data sheet, the slower of memory and arithmetic at each step.
-    """
-
-    prefill_s: float
-    decode_s: float
-    ideal_s: float = 0.0
-    decode_bytes: float = 0.0
-    decode_flops: float = 0.0
-    prefill_flops: float = 0.0
+    prefill_s: float  # time of prefill [s]
+    decode_s: float  # time of all decode steps [s]
+    ideal_s: float = 0.0  # the same work at full data-sheet rates, the slower of memory and arithmetic at each step [s]
+    decode_bytes: float = 0.0  # weights, keys and values that decode steps read [byte]
+    decode_flops: float = 0.0  # arithmetic of decode steps [flop]
+    prefill_flops: float = 0.0  # arithmetic of prefill [flop]
 
     @property
     def seconds(self) -> float:
-        """In all."""
+        """Duration of the whole call [s]."""
         return self.prefill_s + self.decode_s
 
 
 class GenerationCost(Protocol):
-    """Prices a generation call of one replica."""
+    """What generation calls of one replica cost."""
 
     @property
     def limits(self) -> Limits:
-        """What it takes at a time."""
+        """How many sequences and tokens the replica takes at a time."""
 
     def call(self, context_S: Ints, trace: DecodeTrace) -> Call:
-        """Price of prefilling these contexts and decoding this trace."""
+        """Price a call that prefills contexts of these lengths [S] and decodes this trace."""
 
 
 def sum_of_larger(a0: Floats, a1: Floats, b0: Floats, b1: Floats, steps: Ints) -> Floats:
-    """sum over k = 0 .. steps - 1 of max(a0 + a1 k, b0 + b1 k), elementwise.
+    """Sum over k = 0 .. steps - 1 of max(a0 + a1 k, b0 + b1 k), elementwise.
 
     The difference of two lines changes its sign once at most, so the sum falls into two arithmetic series.
     """
     e0, e1 = a0 - b0, a1 - b1
-    crossing = np.divide(-e0, e1, out=np.full(e0.shape, np.inf), where=e1 != 0)
+    with np.errstate(over="ignore"):  # all but parallel lines cross beyond the largest number
+        crossing = np.divide(-e0, e1, out=np.full(e0.shape, np.inf), where=e1 != 0)
     a_first = e0 >= 0
     changes = np.where(a_first, e1 < 0, e1 > 0)
     # First k of the second part; on the crossing itself both are equal.
@@ -68,18 +67,18 @@ def sum_of_larger(a0: Floats, a1: Floats, b0: Floats, b1: Floats, steps: Ints) -
 
 @dataclass(frozen=True)
 class RooflineCost:
-    """One replica of a cluster."""
+    """Roofline costs of one replica of a cluster."""
 
     cluster: Cluster
-    max_rows: int | None = None
+    max_rows: int | None = None  # most sequences decoded together; None leaves memory as the only limit
 
     @property
     def limits(self) -> Limits:
-        """Memory of one replica; continuous batching."""
+        """The replica batches continuously and is bound by its memory."""
         return Limits(self.max_rows, self.cluster.kv_tokens)
 
     def call(self, context_S: Ints, trace: DecodeTrace) -> Call:
-        """Price of one call."""
+        """Price a call that prefills contexts of these lengths [S] and decodes this trace."""
         c, model, hw, eff = self.cluster, self.cluster.model, self.cluster.hardware, self.cluster.efficiency
         bandwidth = c.tensor_parallel * hw.bandwidth * eff.bandwidth
         decode_rate = c.tensor_parallel * hw.peak_flops * eff.decode_flops
@@ -118,41 +117,52 @@ class RooflineCost:
         )
 
     def _reduce_s(self, tokens: int) -> float:
-        """Two all-reduces a layer of one hidden vector a token, as rings."""
+        """Time of two ring all-reduces a layer of one hidden vector a token [s]."""
         c, t = self.cluster, self.cluster.tensor_parallel
         each = 2 * (t - 1) / t * c.model.hidden * c.model.bytes_per_weight
         return 2 * c.model.layers * each * tokens / (c.hardware.link / 2 * c.efficiency.link)
 
 
 class TrainingCost(Protocol):
-    """Prices passes over whole sequences."""
+    """What training passes over whole sequences cost."""
 
     def forward_s(self, sequence_S: Ints, outputs: int) -> float:
-        """A forward pass over sequences of these lengths, with the output layer at ``outputs`` positions [s]."""
+        """Time of a forward pass over sequences of these lengths [s], with the output layer at so many positions."""
 
     def update_s(self, sequence_S: Ints, outputs: int) -> float:
-        """Forward and backward [s]."""
+        """Time of a forward and a backward pass [s]."""
+
+    def flops_in(self, seconds: float) -> float:
+        """Arithmetic of passes that take so long [flop]."""
 
 
 @dataclass(frozen=True)
 class RooflineTraining:
-    """All accelerators of a cluster, bound by arithmetic; communication is inside the MFU. The critic has the
-    policy's size. A row of k windows is read from its first token in each of its k steps: training keeps no keys."""
+    """Training on all accelerators of a cluster, bound by arithmetic; communication is inside the MFU.
+
+    The critic has the policy's size. A response of k windows is read from its first token in each of its k steps:
+    training keeps no keys.
+    """
 
     cluster: Cluster
 
     def flops(self, sequence_S: Ints, outputs: int) -> float:
-        """Of a forward pass."""
+        """Arithmetic of a forward pass [flop]."""
         m = self.cluster.model
         pairs = float((sequence_S * (sequence_S + 1) // 2).sum())
         matrices = m.body_flops_per_token * float(sequence_S.sum()) + m.output_flops_per_token * outputs
         return matrices + m.attention_flops_per_key * pairs
 
     def forward_s(self, sequence_S: Ints, outputs: int) -> float:
-        """Of a forward pass [s]."""
+        """Time of a forward pass over sequences of these lengths [s], with the output layer at so many positions."""
         c = self.cluster
         return self.flops(sequence_S, outputs) / (c.gpus * c.hardware.peak_flops * c.efficiency.train_flops)
 
     def update_s(self, sequence_S: Ints, outputs: int) -> float:
-        """Backward costs two forward passes, and one more where activations are computed again."""
+        """Time of an update [s]: backward costs two forward passes, and one more for each recomputation."""
         return (3 + self.cluster.efficiency.recompute) * self.forward_s(sequence_S, outputs)
+
+    def flops_in(self, seconds: float) -> float:
+        """Arithmetic of passes that take so long [flop], at the assumed share of peak."""
+        c = self.cluster
+        return seconds * c.gpus * c.hardware.peak_flops * c.efficiency.train_flops

@@ -5,84 +5,80 @@ weights that made them) and a number of new tokens. Prefill yields the first new
 step, which feeds the newest token and reads the keys of all tokens so far, the newest included. Rows leave when they
 are done, so the batch empties towards its longest row.
 
-Nothing here knows of seconds. Suffixes: _S requests, _K runs of decode steps with the same rows.
+Nothing here knows of seconds.
+
+Shape suffixes: _S requests, _K runs of decode steps with the same rows.
 """
 
 import heapq
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from sim.clock.lengths import Ints
 
 
 @dataclass(frozen=True)
 class Limits:
     """What one engine takes at a time.
 
-    max_rows: sequences decoded together. kv_tokens: tokens whose keys and values fit; a request enters when it fits
-    to the end of the call, so nothing is ever preempted (vLLM admits earlier and preempts; this is a little slower
-    where memory binds, or faster where preemption thrashes). refill: a waiting request enters as soon as another has
-    left (continuous batching); otherwise the next batch waits for the whole of this one, shortest contexts first.
+    A request enters when it fits to the end of the call, so nothing is ever preempted. vLLM admits earlier and
+    preempts: this is a little slower where memory binds, or faster where preemption thrashes.
     """
 
-    max_rows: int | None = None
-    kv_tokens: int | None = None
+    max_rows: int | None = None  # most sequences decoded together; None is no limit
+    kv_tokens: int | None = None  # most tokens whose keys and values fit; None is no limit
+    # A waiting request enters as soon as another has left (continuous batching). Otherwise the next batch waits for
+    # the whole of the present one, shortest contexts first.
     refill: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class DecodeTrace:
-    """Runs of decode steps between which no row enters or leaves.
+    """Runs of decode steps between which no row enters or leaves."""
 
-    steps_K: decode steps. rows_K: sequences in each step. context_K: keys read by all rows together in the run's
-    first step; each step reads ``rows`` more. width_K: keys of the longest row in the first step; grows by one.
-    """
-
-    steps_K: Ints
-    rows_K: Ints
-    context_K: Ints
-    width_K: Ints
+    steps_K: Ints  # [K] decode steps of the run
+    rows_K: Ints  # [K] sequences in each step
+    context_K: Ints  # [K] keys read by all rows together in the first step; each step reads as many more as it has rows
+    width_K: Ints  # [K] keys of the longest row in the first step; each step adds one
 
     @property
     def steps(self) -> int:
-        """Decode steps."""
+        """Number of decode steps."""
         return int(self.steps_K.sum())
 
     @property
     def row_steps(self) -> int:
-        """Tokens decoded."""
+        """Number of tokens that decode steps yield."""
         return int(self.steps_K @ self.rows_K)
 
     @property
     def keys_read(self) -> int:
-        """Keys read by all rows in all steps, per layer."""
+        """Number of keys read by all rows in all steps, per layer."""
         return int(self.steps_K @ self.context_K + self.rows_K @ _triangle(self.steps_K))
 
     @property
     def padded_keys_read(self) -> int:
-        """The same in an engine that reads as many keys for every row as the longest has."""
+        """Number of keys read by an engine that reads as many for every row as the longest row has, per layer."""
         return int((self.steps_K * self.rows_K) @ self.width_K + self.rows_K @ _triangle(self.steps_K))
 
     @staticmethod
     def join(traces: "list[DecodeTrace]") -> "DecodeTrace":
-        """One after another."""
+        """The trace of calls that run one after another."""
         names = ("steps_K", "rows_K", "context_K", "width_K")
         empty = np.zeros(0, dtype=np.int64)
         return DecodeTrace(*(np.concatenate([empty, *(getattr(t, n) for t in traces)]) for n in names))
 
 
 def _triangle(n_K: Ints) -> Ints:
+    """0 + 1 + ... + (n - 1)."""
     return n_K * (n_K - 1) // 2
 
 
 def serve(context_S: Ints, new_S: Ints, limits: Limits | None = None) -> tuple[DecodeTrace, Ints]:
-    """Serve requests with these contexts and numbers of new tokens [token].
+    """Serve requests with these contexts and numbers of new tokens [S].
 
-    Returns the trace and, per request, the number of decode steps done when its last token was there. Raises
+    Returns the trace and, for each request, the number of decode steps done when its last token was there [S]. Raises
     ValueError for a request without a token or one that can never fit.
     """
     limits = limits or Limits()
@@ -103,7 +99,7 @@ def serve(context_S: Ints, new_S: Ints, limits: Limits | None = None) -> tuple[D
 
 
 def _together(context_S: Ints, new_S: Ints) -> DecodeTrace:
-    """All rows start at once."""
+    """The trace of requests that all start at once."""
     decode_S = new_S - 1
     order = np.argsort(decode_S, kind="stable")
     end_K, first_K = np.unique(decode_S[order], return_index=True)
@@ -119,7 +115,7 @@ def _together(context_S: Ints, new_S: Ints) -> DecodeTrace:
 
 
 def _in_turns(context_S: Ints, new_S: Ints, limits: Limits) -> tuple[DecodeTrace, Ints]:
-    """Batch after batch, shortest contexts first."""
+    """Serve batch after batch, shortest contexts first."""
     order = np.argsort(context_S, kind="stable")
     traces, finish_S, done, first = [], np.zeros_like(new_S), 0, 0
     while first < len(order):
@@ -135,7 +131,7 @@ def _in_turns(context_S: Ints, new_S: Ints, limits: Limits) -> tuple[DecodeTrace
 
 
 def _refilled(context_S: Ints, new_S: Ints, limits: Limits) -> tuple[DecodeTrace, Ints]:
-    """Continuous batching, first come first served."""
+    """Serve by continuous batching, first come first served."""
     count, max_rows = len(new_S), limits.max_rows or len(new_S)
     room = limits.kv_tokens if limits.kv_tokens is not None else int((context_S + new_S).sum())
     contexts, news = context_S.tolist(), new_S.tolist()
@@ -170,7 +166,7 @@ def _refilled(context_S: Ints, new_S: Ints, limits: Limits) -> tuple[DecodeTrace
 
 
 def tokens_by(step: int, finish_S: Ints, new_S: Ints) -> Ints:
-    """New tokens of each request when ``step`` decode steps are done; none where it has not begun [S].
+    """[S] new tokens of each request when ``step`` decode steps are done; 0 where it has not begun.
 
     Requests that prefill has just admitted at that step have their first token.
     """
@@ -178,7 +174,7 @@ def tokens_by(step: int, finish_S: Ints, new_S: Ints) -> Ints:
 
 
 def padded_prefill(context_S: Ints, call_tokens: int) -> tuple[int, int]:
-    """Positions, and pairs of a position and a key, of prefill in rectangles of rows of like length.
+    """Number of positions, and of pairs of a position and a key, of prefill in rectangles of rows of like length.
 
     A rectangle takes rows, shortest first, while rows times longest stays within ``call_tokens``; one row always fits.
     Padding counts, and so do the masked keys after a position: a rectangle of B rows and T positions has B T positions

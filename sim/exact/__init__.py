@@ -1,9 +1,18 @@
-"""Exact answers about token MDPs: values and returns (``values``), moments of estimators (``moments``)."""
+"""Exact answers about token MDPs, by dynamic programming over the table; nothing is sampled.
 
+- `values`: values, advantages, optimum, occupancy, response lengths and policy gradient.
+- `policies`: policies of chosen quality.
+- `moments`: mean and variance of advantage estimators.
+- `filtered`: the same on the tokens that a filter keeps.
+"""
+
+from sim.exact.filtered import KeptMoments, kept_moments
+from sim.exact.moments import EstimatorMoments, MomentsAt, estimator_moments, iter_estimator_moments
+from sim.exact.policies import noisy_policy
 from sim.exact.values import (
     Backup,
     Evaluation,
-    Lengths,
+    LengthDistribution,
     Optimum,
     check_policy,
     evaluate,
@@ -21,15 +30,22 @@ from sim.exact.values import (
 
 __all__ = [
     "Backup",
+    "EstimatorMoments",
     "Evaluation",
-    "Lengths",
+    "KeptMoments",
+    "LengthDistribution",
+    "MomentsAt",
     "Optimum",
     "check_policy",
+    "estimator_moments",
     "evaluate",
     "gather_next",
+    "iter_estimator_moments",
     "iter_evaluate",
     "iter_optimum",
+    "kept_moments",
     "lengths",
+    "noisy_policy",
     "occupancy",
     "optimum",
     "policy_at",

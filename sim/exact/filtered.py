@@ -35,7 +35,10 @@ from sim.mdp.table import TERMINAL, Floats, TokenMDP
 
 @dataclass(frozen=True)
 class KeptMoments:
-    """Given that token a is sampled in state s at time t; K is 1 where the token trains, else 0; X is the estimate."""
+    """Moments of an advantage estimate X on tokens that train, given that token a is sampled in state s at time t.
+
+    K is 1 where the token trains, else 0.
+    """
 
     kept_HSA: Floats  # [H, S, A] E[K], the chance that the token trains
     first_HSA: Floats  # [H, S, A] E[K X]
@@ -53,7 +56,7 @@ def kept_moments(
     gamma: float = 1.0,
     lam: float = 1.0,
 ) -> KeptMoments:
-    """Exact moments of what trains; the module docstring has the derivation.
+    """Compute the moments of EGAE on the tokens that train; the module docstring has the derivation.
 
     Args:
         policy, critic, boundary, window, gamma, lam: as in `sim.exact.moments.estimator_moments` for "egae".
@@ -89,7 +92,7 @@ def _pass(
     lam: float,
     ends_only: bool,
 ) -> tuple[Floats, Floats, Floats]:
-    """E[F], E[F X], E[F X^2], all [H, S, A]; F = 1 everywhere unless `ends_only`."""
+    """Backward pass for E[F], E[F X] and E[F X^2], all [H, S, A]; F = 1 everywhere unless `ends_only`."""
     horizon, c = mdp.horizon, gamma * lam
     everything = slice(0, mdp.num_states)
     goes_on_SAK = (mdp.next_SAK != TERMINAL).astype(np.float64)

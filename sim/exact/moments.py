@@ -67,7 +67,7 @@ class EstimatorMoments:
 
 
 class MomentsAt(NamedTuple):
-    """The moments at one time step."""
+    """Moments of an advantage estimate at one time step."""
 
     t: int
     mean_SA: Floats  # [S, A]
@@ -86,7 +86,7 @@ def estimator_moments(
     lam: float = 1.0,
     dtype: DTypeLike = np.float64,
 ) -> EstimatorMoments:
-    """Exact moments of an estimator; the module docstring has the derivation.
+    """Compute the moments of an estimator; the module docstring has the derivation.
 
     Args:
         policy: [S, A] or [H, S, A] probabilities that sample the tokens.
@@ -190,7 +190,7 @@ def check_choice(estimator: str, boundary: str | None, window: int | None, lam: 
 
 
 def check_critic(mdp: TokenMDP, critic: Floats) -> Floats:
-    """The critic as [H1, S]."""
+    """The critic as a table [H1, S], or an error that says what is wrong with it."""
     critic = np.asarray(critic, dtype=np.float64)
     full = (mdp.horizon + 1, mdp.num_states)
     if critic.shape not in (full[1:], full):

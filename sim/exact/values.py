@@ -44,13 +44,13 @@ class Evaluation:
 
     @property
     def A_HSA(self) -> Floats:
-        """[H, S, A] advantage Q_t(s, a) - V_t(s). Computed on every access, to spare memory."""
+        """[H, S, A] advantage Q_t(s, a) - V_t(s), computed on every access to spare memory."""
         return self.Q_HSA - self.V_HS[:-1, :, None]
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best that any policy can do."""
+    """Exact values of the best policy."""
 
     V_HS: Floats  # [H1, S] V*_t(s)
     Q_HSA: Floats  # [H, S, A] Q*_t(s, a)
@@ -64,7 +64,7 @@ class Optimum:
 
 
 @dataclass(frozen=True)
-class Lengths:
+class LengthDistribution:
     """Distribution of the number of tokens of a response."""
 
     prob_H1: Floats  # [H1] probability of each length; entry 0 is 0
@@ -72,6 +72,7 @@ class Lengths:
 
     @property
     def mean(self) -> float:
+        """Expected length [token]."""
         return float(self.prob_H1 @ np.arange(len(self.prob_H1)))
 
     def quantile(self, level: float) -> int:
@@ -83,7 +84,7 @@ class Lengths:
 
 
 class Backup(NamedTuple):
-    """One time step of a backward pass."""
+    """Values of one time step, from a backward pass."""
 
     t: int
     V_S: Floats  # [S] V_t(s)
@@ -91,7 +92,7 @@ class Backup(NamedTuple):
 
 
 def evaluate(mdp: TokenMDP, policy: Floats, gamma: float = 1.0, *, dtype: DTypeLike = np.float64) -> Evaluation:
-    """V, Q, A and J of a policy.
+    """Compute V, Q, A and J of a policy.
 
     Q_t(s, a) = E[r + gamma V_{t+1}(s')],  V_t(s) = sum_a pi_t(a|s) Q_t(s, a),  J = sum_s initial(s) V_0(s).
 
@@ -121,7 +122,7 @@ def iter_evaluate(mdp: TokenMDP, policy: Floats, gamma: float = 1.0) -> Iterator
 
 
 def optimum(mdp: TokenMDP, gamma: float = 1.0, *, dtype: DTypeLike = np.float64) -> Optimum:
-    """V*, Q*, a greedy policy and J*: V*_t(s) = max_a Q*_t(s, a). Arguments as in `evaluate`."""
+    """Compute V*, Q*, a greedy policy and J*: V*_t(s) = max_a Q*_t(s, a). Arguments are those of `evaluate`."""
     V_HS = np.zeros((mdp.horizon + 1, mdp.num_states))
     Q_HSA = np.empty((mdp.horizon, mdp.num_states, mdp.num_tokens), dtype)
     greedy_HS = np.empty((mdp.horizon, mdp.num_states), np.int64)
@@ -140,12 +141,12 @@ def iter_optimum(mdp: TokenMDP, gamma: float = 1.0) -> Iterator[Backup]:
 
 
 def occupancy(mdp: TokenMDP, policy: Floats) -> Floats:
-    """[H, S] probability that the response is alive and in state s when token t is sampled. Undiscounted."""
+    """[H, S] undiscounted probability that the response is alive and in state s when token t is sampled."""
     return _forward(mdp, check_policy(mdp, policy))[0]
 
 
-def lengths(mdp: TokenMDP, policy: Floats) -> Lengths:
-    """Distribution of the response length in tokens, the stop token included.
+def lengths(mdp: TokenMDP, policy: Floats) -> LengthDistribution:
+    """Compute the distribution of the response length in tokens, the stop token included.
 
     >>> from sim.mdp.families import combination_lock
     >>> lock = combination_lock(length=2, num_tokens=4, horizon=3, seed=0)
@@ -156,13 +157,13 @@ def lengths(mdp: TokenMDP, policy: Floats) -> Lengths:
     _, ended_H, cut = _forward(mdp, check_policy(mdp, policy))
     prob_H1 = np.concatenate([[0.0], ended_H])
     prob_H1[-1] += cut
-    return Lengths(prob_H1, cut)
+    return LengthDistribution(prob_H1, cut)
 
 
 def softmax_policy_gradient(
     mdp: TokenMDP, logits: Floats, gamma: float = 1.0, *, advantage_HSA: NDArray[np.floating] | None = None
 ) -> Floats:
-    """Exact gradient of J with respect to the logits of a softmax policy.
+    """Compute the gradient of J with respect to the logits of a softmax policy.
 
     With d_t(s) the occupancy and pi = softmax(logits),
 
@@ -192,7 +193,7 @@ def softmax_policy_gradient(
 
 
 def softmax(logits: Floats) -> Floats:
-    """Probabilities over the last axis.
+    """Turn logits into probabilities over the last axis.
 
     >>> softmax(np.log([1.0, 3.0])).tolist()
     [0.25, 0.75]
@@ -248,7 +249,7 @@ def _q_values(mdp: TokenMDP, V_S: Floats, gamma: float) -> Floats:
 
 
 def _forward(mdp: TokenMDP, policy: Floats) -> tuple[Floats, Floats, float]:
-    """Alive probability [H, S], probability of ending with token t [H], probability of being cut at the horizon."""
+    """Forward pass: probability of being alive [H, S], of ending with token t [H], of being cut at the horizon."""
     alive_HS, ended_H = np.zeros((mdp.horizon, mdp.num_states)), np.zeros(mdp.horizon)
     alive_S = mdp.initial_S
     for t in range(mdp.horizon):

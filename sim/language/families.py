@@ -35,7 +35,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How problems of one kind begin and how they are worked out."""
+    """One kind of problem: how its prompts begin and how it is worked out."""
 
     mark: str  # first character of a prompt
     start: Callable[[Rng], str]  # the state to start from
@@ -43,7 +43,7 @@ class Family:
 
 
 def work_sum(letters: str, start: str, rng: Rng, error_rate: float) -> str:
-    """With probability ``error_rate`` a step's sum is any of the nine wrong digits.
+    """Work out a sum. With probability ``error_rate`` a step's sum is any of the nine wrong digits.
 
     >>> work_sum("bdk", "5", np.random.default_rng(0), 0.0)
     'b2=7d4=1k1=2#2'
@@ -57,7 +57,9 @@ def work_sum(letters: str, start: str, rng: Rng, error_rate: float) -> str:
 
 
 def work_walk(letters: str, start: str, rng: Rng, error_rate: float) -> str:
-    """With probability ``error_rate`` a step leads to any of the four wrong places; visits are counted as written.
+    """Work out a walk. With probability ``error_rate`` a step leads to any of the four wrong places.
+
+    Visits are counted as written.
 
     >>> work_walk("bdk", "0:0", np.random.default_rng(0), 0.0)
     'b<4:0d<3:0k>4:0#40'
@@ -72,7 +74,7 @@ def work_walk(letters: str, start: str, rng: Rng, error_rate: float) -> str:
 
 
 def work_rank(letters: str, start: str, rng: Rng, error_rate: float) -> str:
-    """With probability ``error_rate`` a step skips a letter; the last step has none to skip.
+    """Work out a rank. With probability ``error_rate`` a step skips a letter; the last step has none to skip.
 
     >>> work_rank("bdk", "0", np.random.default_rng(0), 0.0)
     'b=1d=2k=3#3'
@@ -94,7 +96,7 @@ FAMILIES = {
 
 
 def draw(family: str, steps: int, rng: Rng) -> Problem:
-    """A problem of ``steps`` steps. Its answer is what working without errors gives: one piece of code defines right.
+    """Draw a problem of ``steps`` steps. Working without errors gives its answer: one piece of code defines right.
 
     >>> draw("rank", 3, np.random.default_rng(0))
     Problem(family='rank', prompt='Rtekl?l=0', answer='3', steps=3)
@@ -107,7 +109,7 @@ def draw(family: str, steps: int, rng: Rng) -> Problem:
 
 
 def demonstrate(problem: Problem, rng: Rng, error_rate: float = 0.0) -> str:
-    """A worked solution in which each step is wrong with probability ``error_rate``.
+    """Write a worked solution in which each step is wrong with probability ``error_rate``.
 
     >>> problem = Problem(family="rank", prompt="Rkdbm?k=0", answer="3", steps=3)
     >>> demonstrate(problem, np.random.default_rng(0))
@@ -126,7 +128,7 @@ def family_of(name: str) -> Family:
 
 
 def _read(prompt: str) -> tuple[str, str]:
-    """The letters to take, in the order to take them, and the state to start from.
+    """Parse a prompt into the letters to take, in the order to take them, and the state to start from.
 
     >>> _read("Wkdbm?k=0:0")
     ('bdk', '0:0')

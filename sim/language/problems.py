@@ -1,4 +1,4 @@
-"""What a problem is, and how hard problems are drawn.
+"""Problems, and the law of their difficulty.
 
 A ``Problem`` is text: a prompt, the one right answer and the number of steps its working takes. Difficulty has a heavy
 tail, so most responses are short and a few are very long, as with language models that reason.
@@ -37,9 +37,9 @@ class Difficulty:
     (2, 9)
     """
 
-    scale: float = 3.0  # steps
-    tail: float = 1.5  # no unit
-    maximum: int = MAX_STEPS  # steps
+    scale: float = 3.0  # typical number of steps beyond the least
+    tail: float = 1.5  # Pareto index; a smaller one makes long problems more frequent
+    maximum: int = MAX_STEPS  # most steps
 
     def __post_init__(self) -> None:
         for name in ("scale", "tail"):
@@ -62,5 +62,5 @@ class Difficulty:
         return MIN_STEPS + int(min(offset, width - 1))
 
     def draw(self, rng: np.random.Generator) -> int:
-        """One number of steps."""
+        """Draw a number of steps."""
         return self.at(rng.random())

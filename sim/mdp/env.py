@@ -33,10 +33,10 @@ from sim.mdp.table import Bools, Floats, Ints, TokenMDP
 
 
 class TokenEnv(gymnasium.Env[Any, Any]):
-    """One response at a time.
+    """An environment whose episode is one response.
 
-    Observation: the state index; with `observe_time` the pair (state, tokens so far) as int64 [2].
-    Info: {"time": tokens so far}.
+    Observations are state indices; with `observe_time` they are pairs (state, tokens so far), int64 [2]. The info is
+    {"time": tokens so far}.
 
     Args:
         mdp: a table, or the name of a family in `sim.mdp.families.FAMILIES`.
@@ -93,16 +93,20 @@ class TokenEnv(gymnasium.Env[Any, Any]):
 
 
 class TokenVectorEnv(VectorEnv[Any, Any, Any]):
-    """`num_envs` responses stepped together by one gather from the table.
+    """`num_envs` environments, stepped together by one gather from the table.
 
-    Same spaces per environment and same info as `TokenEnv`, batched. One generator serves all environments, so a seed
-    gives other responses than `num_envs` single environments would.
+    Spaces and info are those of `TokenEnv`, batched. One generator serves all environments, so a seed gives other
+    responses than `num_envs` single environments would.
 
     Autoreset follows Gymnasium 1.x (`metadata["autoreset_mode"]`). NEXT_STEP: the step after an end ignores the action
     and returns the next start with reward 0. SAME_STEP: the step that ends returns the next start; the last observation
     and info are in `final_obs` and `final_info`. DISABLED: the caller resets with options={"reset_mask": bool [B]}.
 
     Shape suffix: _B environments.
+
+    Args:
+        mdp, observe_time, cap_terminates, family_kwargs: as in `TokenEnv`.
+        num_envs: B.
     """
 
     def __init__(
@@ -208,7 +212,7 @@ def _observation_space(mdp: TokenMDP, observe_time: bool) -> spaces.Space[Any]:
 
 
 def register() -> None:
-    """Register sim/<Family>-v0 for every family. Runs on import; calling it again changes nothing."""
+    """Register sim/<Family>-v0 for every family. Importing this module calls it; calling it again changes nothing."""
     for family in FAMILIES:
         env_id = f"sim/{family.title().replace('_', '')}-v0"
         if env_id not in gymnasium.registry:

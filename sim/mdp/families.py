@@ -1,4 +1,4 @@
-"""Families of token MDPs, and policies of chosen quality on them.
+"""Families of token MDPs.
 
 In every deterministic family token 0 is the one stop token, and nothing else ends a response before the horizon. The
 state is then a function of prompt and tokens so far, which is what a language-model loop needs; the prompt is the start
@@ -10,12 +10,10 @@ state.
 - `tailed_length`: the prompt demands a length drawn from a truncated Pareto law; its tail is a knob.
 """
 
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
-from sim.exact.values import iter_optimum
 from sim.mdp.table import TERMINAL, Floats, Ints, TokenMDP
 
 STOP = 0
@@ -84,9 +82,10 @@ def reasoning_ladder(
     other opens a detour, and every content token inside a detour leads one step deeper, `detour` steps at most. On the
     top rung content tokens change nothing.
 
-    Lengths. A policy that climbs well but seldom notices that it is lost (low skill in detours, see `noisy_policy`)
-    goes deeper more often than it backtracks and takes a time exponential in `detour` to return. Most of its responses
-    are then short and a few are very long: the squared coefficient of variation exceeds 1, that of a geometric law.
+    Lengths. A policy that climbs well but seldom notices that it is lost (low skill in detours, see
+    `sim.exact.policies.noisy_policy`) goes deeper more often than it backtracks and takes a time exponential in
+    `detour` to return. Most of its responses are then short and a few are very long: the squared coefficient of
+    variation exceeds 1, that of a geometric law.
 
     States of one prompt: rungs 0..rungs, then the detour of rung 0 from shallow to deep, that of rung 1, and so on.
 
@@ -181,38 +180,6 @@ def tailed_length(
     initial_S = np.concatenate([[0.0], mass / mass.sum()])
     horizon = 2 * (max_demand + 1) if horizon is None else horizon
     return _deterministic("tailed length", horizon, initial_S, next_SA, reward_SA)
-
-
-def noisy_policy(
-    mdp: TokenMDP, skill: float | Floats, *, stop_prob: float | None = None, discount: float = 0.99
-) -> Floats:
-    """[S, A] a policy that plays a best token with probability `skill` and otherwise a random one.
-
-    The best token is the greedy one at t = 0. A discount below 1 makes it the fastest way to the reward: undiscounted,
-    going astray first is as good while time remains.
-
-    Args:
-        skill: 0 is random, 1 is greedy; one number, or one per state [S].
-        stop_prob: share of the random part that goes to the stop tokens; uniform over all tokens when left out.
-    """
-    skill_S = np.asarray(skill, dtype=np.float64)
-    if skill_S.shape not in ((), (mdp.num_states,)) or not ((skill_S >= 0.0) & (skill_S <= 1.0)).all():
-        raise ValueError(
-            f"skill: found {skill!r}; expected a number in 0..1, or {mdp.num_states} of them; 0 is random, 1 is greedy."
-        )
-    background_A = np.full(mdp.num_tokens, 1.0 / mdp.num_tokens)
-    if stop_prob is not None:
-        stops = np.isin(np.arange(mdp.num_tokens), mdp.stop_tokens)
-        if not 0.0 <= stop_prob <= 1.0 or stops.all() or not stops.any():
-            raise ValueError(
-                f"stop_prob: found {stop_prob} with stop tokens {mdp.stop_tokens} of {mdp.num_tokens}; "
-                "expected 0..1, and tokens that stop beside tokens that do not; leave it out."
-            )
-        background_A = np.where(stops, stop_prob / stops.sum(), (1.0 - stop_prob) / (~stops).sum())
-    at_start = deque(iter_optimum(mdp, discount), maxlen=1)[0]
-    greedy_S = at_start.Q_SA.argmax(axis=-1)
-    skill_S1 = np.broadcast_to(skill_S, mdp.num_states)[:, None]
-    return skill_S1 * np.eye(mdp.num_tokens)[greedy_S] + (1.0 - skill_S1) * background_A
 
 
 FAMILIES: dict[str, Callable[..., TokenMDP]] = {

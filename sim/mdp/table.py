@@ -1,7 +1,7 @@
 """A finite-horizon decision process over tokens, held as one table.
 
-The simulator (`TokenMDP.step`, `TokenMDP.walk`, `sim.mdp.env`) and the exact solver (`sim.exact`) read
-the same arrays. They cannot drift apart.
+The simulator (`TokenMDP.step`, `TokenMDP.walk`, `sim.mdp.env`) and the exact solver (`sim.exact`) read the same arrays.
+They cannot drift apart.
 
 Vocabulary. A *state* stands for everything that matters in "prompt plus tokens so far". A *token* is an action.
 Sampling a token in a state has up to K *outcomes*; each is a next state, a reward and a probability. A next state of
@@ -28,7 +28,7 @@ PROBABILITY_TOLERANCE = 1e-9
 
 
 class Step(NamedTuple):
-    """What one sampled token did. All fields share the broadcast shape _B of the arguments of `TokenMDP.step`."""
+    """The outcome of sampled tokens. All fields share the broadcast shape [B] of the arguments of `TokenMDP.step`."""
 
     next_state: Ints  # [B] index of the next state, -1 where the response ended
     reward: Floats  # [B] reward of this token
@@ -39,15 +39,13 @@ class Walk(NamedTuple):
     """A whole response replayed on a deterministic table."""
 
     reward: float  # undiscounted sum of the rewards of all tokens
-    states: tuple[
-        int, ...
-    ]  # states[t] is where tokens[t] was chosen; the state reached at the end follows if not ended
+    states: tuple[int, ...]  # states[t] is where tokens[t] was chosen; the last state reached follows if not ended
     ended: bool  # the last token ended the response (EOS); False when it is unfinished or was cut by the horizon
 
 
 @dataclass(frozen=True, eq=False)
 class TokenMDP:
-    """The table. Immutable: the arrays are kept as read-only views.
+    """A token MDP. It is immutable: the arrays are kept as read-only views.
 
     >>> coin = TokenMDP(
     ...     name="stop or go on", horizon=3, initial_S=np.array([1.0]),
@@ -59,7 +57,7 @@ class TokenMDP:
     Walk(reward=1.0, states=(0, 0, 0), ended=True)
     """
 
-    name: str
+    name: str  # of the family, for reports
     horizon: int  # T_max: the largest number of tokens in a response
     initial_S: Floats  # [S] probability that a response starts in the state
     next_SAK: Ints  # [S, A, K] index of the next state, -1 for the end
@@ -160,12 +158,13 @@ class TokenMDP:
 
     @cached_property
     def _cdf_S(self) -> Floats:
+        """[S] cumulative probabilities of the start states, exactly 1.0 from the last possible one on."""
         cdf_S = np.cumsum(self.initial_S)
         cdf_S[np.flatnonzero(self.initial_S)[-1] :] = 1.0
         return cdf_S
 
     def start(self, u: ArrayLike) -> Ints:
-        """Initial states by inverse CDF.
+        """Draw start states by inverse CDF.
 
         Args:
             u: [B] uniform numbers in [0, 1).

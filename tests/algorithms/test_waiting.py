@@ -11,19 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 
 import reference
 from paper_repro.recipes.small import token_mdp_ppo
 from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal
 from tppo.algorithms.base import Advantage, Algorithm, TokenFilter, ValueTarget
-from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 from tppo.config.run import RunConfig, validate
 from tppo.errors import ConfigError
 from tppo.fit.update import update_critic, update_policy
 from tppo.loop.trainer import Trainer
 from tppo.maths.objectives import ppo_loss, truncated_importance_weights
 from tppo.runs.build import build_trainer
-from tppo.types import Status, TokenBatch
+from tppo.types import Batch, Status
 
 WAIT = {"algorithm__filter__train_on": "finished", "algorithm__filter__ignore_last": 0}
 ALL = {"algorithm__value_target__responses": "all"}
@@ -54,9 +54,9 @@ def test_with_a_window_of_the_cap_every_option_is_ppo_bit_for_bit(lam: float) ->
 
 
 def test_a_waiting_response_trains_whole_once_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[TokenBatch, torch.Tensor]] = []
+    calls: list[tuple[Batch, torch.Tensor]] = []
 
-    def policy(model: Any, optimizer: Any, batch: TokenBatch, estimate: Any, **kwargs: Any) -> dict[str, float]:
+    def policy(model: Any, optimizer: Any, batch: Batch, estimate: Any, **kwargs: Any) -> dict[str, float]:
         calls.append((batch, estimate.keep_N))
         return update_policy(model, optimizer, batch, estimate, **kwargs)
 
@@ -75,7 +75,7 @@ def test_a_waiting_response_trains_whole_once_and_at_its_end(monkeypatch: pytest
 
 def test_advantages_of_a_finished_response_are_gae_over_all_its_windows() -> None:
     # V = [.2, .4 | .5, .7], outcome 1, lambda .95: the worked GAE of the specification, whatever the window.
-    batch = TokenBatch.of([
+    batch = Batch.of([
         response(0, [1, 2, 3, 4], windows=(0, 2)), response(1, [5, 6, 7], status=Status.UNFINISHED)
     ])  # fmt: skip
     values = torch.tensor([0.2, 0.4, 0.5, 0.7, 0.3, 0.3, 0.9], dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_advantages_of_a_finished_response_are_gae_over_all_its_windows() -> Non
     [("repeat", [0.6755, 0.69, 0.7, 0.7]), ("critic", [0.7612375, 0.78025, 0.795, 0.8])],
 )
 def test_worked_targets_of_a_cut_window(boundary: Any, expected: list[float]) -> None:
-    batch = TokenBatch.of([
+    batch = Batch.of([
         response(0, [9, 1, 2, 3, 4], windows=(0, 1), status=Status.UNFINISHED), response(1, [5], reward=1.0)
     ])  # fmt: skip
     values = torch.tensor([0.9, 0.2, 0.4, 0.5, 0.7, 0.3], dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_worked_targets_of_a_cut_window(boundary: Any, expected: list[float]) ->
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (1.0, 0.0)])
 def test_targets_of_cut_windows_are_bootstrapped_returns(boundary: Any, gamma: float, lam: float) -> None:
     responses = mixed_responses(seed=5, count=9)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     g = torch.Generator().manual_seed(1)
     values = torch.randn(len(batch.tokens_N), generator=g, dtype=torch.float64)
     cut = torch.randn(batch.num_responses, generator=g, dtype=torch.float64)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tppo.maths.advantages import egae
+from tppo.maths.ragged import offsets_of
 
 GAMMA, LAM = 1.0, 0.998
 
@@ -67,7 +68,7 @@ SHAPES = ("64 x 8192", "4096 ragged")
 def problem(shape: str, device: str) -> dict[str, Callable[[], Tensor]]:
     """The contestants on the same float32 data; each returns its advantages, [B, T] or [N]."""
     lengths = lengths_of(shape).to(device)
-    offsets = torch.cat((lengths.new_zeros(1), lengths.cumsum(0)))
+    offsets = offsets_of(lengths)
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(int(offsets[-1]), generator=generator).to(device)
     rewards = torch.zeros_like(values)

@@ -14,9 +14,12 @@ from collections.abc import Callable
 import numpy as np
 
 from sim.clock.equilibrium import expected
+from sim.clock.hardware import HARDWARE, MODELS, Cluster
+from sim.clock.lengths import Lengths
 from sim.clock.roofline import RooflineCost
+from sim.clock.schedules import PPO, TPPO, Task
 from sim.clock.serving import DecodeTrace, Limits, serve
-from sim.clock.simulate import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Task, simulate
+from sim.clock.simulate import Machine, simulate
 
 CLUSTER = Cluster(MODELS["Qwen2.5-32B"], HARDWARE["H800"], gpus=64, tensor_parallel=8)
 LENGTHS = Lengths.log_normal(2000, 1.0, 24576)

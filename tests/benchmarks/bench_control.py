@@ -14,12 +14,12 @@ from array import array
 
 import numpy as np
 import torch
+from tppo.algorithms.estimate import estimate_advantages, value_targets
 
 from tppo.algorithms import tppo
-from tppo.algorithms.estimate import estimate_advantages, value_targets
 from tppo.loop.slots import SlotWindow
 from tppo.models.call import deal
-from tppo.types import Prompt, Response, Status, TokenBatch
+from tppo.types import Batch, Prompt, Response, Status
 
 WINDOW, CAP = 8192, 24576
 
@@ -59,7 +59,7 @@ def main(slots: int, mean: int) -> None:
 
     algorithm = tppo(WINDOW)
     timed("a 64th of the requests", lambda: window.requests()[::64])
-    batch = timed("TokenBatch.of", lambda: TokenBatch.of(held))
+    batch = timed("Batch.of", lambda: Batch.of(held))
     values = torch.rand(total)
     timed("keep values", lambda: window.store_values(batch.offsets, values))
     cut = torch.rand(slots)

@@ -14,11 +14,10 @@ from collections.abc import Callable
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.embedded import TorchEngine
 from tppo.models.call import logprobs_of
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import Prompt, Response, TokenBatch
+from tppo.types import GenerationRequest, Prompt, Response, Sampling, TokenBatch
 
 ROWS, PROMPT, NEW = 128, 20, 64
 

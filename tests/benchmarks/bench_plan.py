@@ -99,16 +99,16 @@ def worker(case: Case, out: Path) -> None:
     import gc
 
     import torch
+    from tppo.algorithms.estimate import Estimate
     from transformers import AutoModelForCausalLM
 
     from tppo.algorithms.base import PolicyLoss, ValueTarget
-    from tppo.algorithms.estimate import Estimate
     from tppo.config.run import Compute, Optimizer
     from tppo.fit.optim import ModelOptimizer
     from tppo.fit.update import update_critic, update_policy
     from tppo.models.folder import as_policy_and_critic
     from tppo.ranks.ranks import current, leave, shard
-    from tppo.types import Prompt, Response, Status, TokenBatch
+    from tppo.types import Batch, Prompt, Response, Status
 
     torch.set_num_threads(1)
     ranks = current()
@@ -122,7 +122,7 @@ def worker(case: Case, out: Path) -> None:
             r.extend([j % case.vocab for j in range(width - 8)], [-1.0] * (width - 8), 0)
             r.status, r.reward = Status.EOS, float(i % 2)
             responses.append(r)
-        batch = TokenBatch.of(responses)
+        batch = Batch.of(responses)
         zeros = torch.zeros(len(batch.tokens_N))
         keep = torch.ones_like(zeros, dtype=torch.bool)
         return batch, Estimate(zeros + 0.1, zeros + 0.1, keep, torch.ones(len(responses))), zeros

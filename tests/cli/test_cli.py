@@ -244,7 +244,7 @@ def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path, monkeypatch: py
     from tppo.loop.trainer import Trainer
 
     def broken(self: Trainer) -> dict[str, Any]:
-        raise NonFiniteError("policy loss", 0, [3], 1)
+        raise NonFiniteError("policy loss", [3], 1)
 
     monkeypatch.setattr(Trainer, "step", broken)
     assert main(["train", "token-mdp", "--out", str(tmp_path / "run"), "--quiet", *FAST]) == 1

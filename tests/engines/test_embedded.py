@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from tests.support.helpers import Largest, tiny_lm
-from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.embedded import TorchEngine
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import ConfigError, EngineError
 from tppo.models.tabular import TabularPolicy
 from tppo.models.transformer import TransformerPolicy
+from tppo.types import GenerationRequest, Sampling
 
 KINDS = [("qwen2", True), ("qwen2", False), ("qwen3", True), ("llama", False), ("table", True)]
 

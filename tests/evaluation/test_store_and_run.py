@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
 from tppo.engines.sampling import uniforms
 from tppo.errors import ConfigError, DataError
 from tppo.evaluation.report import read_correct, report_on, write_report
 from tppo.evaluation.run import EvalSettings, sample_responses
 from tppo.evaluation.store import EvalFolder, Generation, check_folder, read_generations
-from tppo.types import Prompt
+from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
 
 STOP = frozenset({0})
 PROMPTS = [Prompt(f"set/{name}", (1, 2), truth=str(i)) for i, name in enumerate("abcde")]

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from tests.support.helpers import response, small_token_mdp
-from tppo.engines.base import Continuation
 from tppo.errors import RewardError
 from tppo.grading.grader import Grader
 from tppo.runs.build import build_trainer
-from tppo.types import Prompt, Status
+from tppo.types import Continuation, Prompt, Status
 
 
 def decode(tokens: Any) -> str:

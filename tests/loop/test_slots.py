@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from tppo.engines.base import Continuation
 from tppo.errors import DataError, EngineError
 from tppo.loop.slots import SlotWindow
-from tppo.types import Prompt, Status
+from tppo.types import Continuation, Prompt, Status
 
 
 def prompts(i: int) -> Prompt:

@@ -20,7 +20,7 @@ from tppo.fit.update import update_critic, update_policy
 from tppo.grading.grader import Grader
 from tppo.loop.trainer import Trainer
 from tppo.runs.build import build_trainer
-from tppo.types import Prompt, TokenBatch
+from tppo.types import Batch, Prompt
 
 
 def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[dict[str, Any]]]:
@@ -36,11 +36,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """What each update was given: (batch, mask or None)."""
     calls: dict[str, list[Any]] = {"policy": [], "critic": []}
 
-    def policy(model: Any, optimizer: Any, batch: TokenBatch, estimate: Any, **kwargs: Any) -> dict[str, float]:
+    def policy(model: Any, optimizer: Any, batch: Batch, estimate: Any, **kwargs: Any) -> dict[str, float]:
         calls["policy"].append((batch, estimate.keep_N))
         return update_policy(model, optimizer, batch, estimate, **kwargs)
 
-    def critic(model: Any, optimizer: Any, batch: TokenBatch, **kwargs: Any) -> dict[str, float]:
+    def critic(model: Any, optimizer: Any, batch: Batch, **kwargs: Any) -> dict[str, float]:
         calls["critic"].append((batch, None))
         return update_critic(model, optimizer, batch, **kwargs)
 
@@ -202,7 +202,7 @@ def test_expected_update_direction_is_the_exact_gradient() -> None:
     responses = trainer.window.admit()
     trainer.window.extend(trainer.engine.generate(trainer.window.requests(), trainer.sampling), 0)
     trainer.grader.grade(responses)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
     advantages = gae(
         batch.rewards_N.double(), torch.zeros(len(batch.tokens_N)).double(), batch.offsets, gamma=1.0, lam=1.0
     )
@@ -256,13 +256,13 @@ def test_values_that_are_not_finite_name_the_responses() -> None:
     trainer = build_trainer(small_token_mdp())
     with torch.no_grad():
         trainer.critic.values_S[:] = float("inf")  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteError, match=r"values has \d+ non-finite value\(s\) at step 0, in responses \[0"):
+    with pytest.raises(NonFiniteError, match=r"values has \d+ non-finite value\(s\) in responses \[0"):
         trainer.step()
 
 
 def test_empty_responses_are_graded_and_train_nothing() -> None:
     """An engine that ends some responses without a token."""
-    from tppo.engines.base import Continuation
+    from tppo.types import Continuation
 
     trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0))
     inner = trainer.engine
@@ -289,7 +289,7 @@ def test_empty_responses_are_graded_and_train_nothing() -> None:
 
 
 def test_all_empty_is_a_step_without_updates() -> None:
-    from tppo.engines.base import Continuation
+    from tppo.types import Continuation
 
     trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0))
     trainer.engine.generate = lambda requests, sampling, done: [  # type: ignore[method-assign]

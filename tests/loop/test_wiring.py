@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tppo.algorithms.estimate import Estimate, value_targets
 
 from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal, tiny_lm
 from tppo.algorithms.base import Algorithm, PolicyLoss, ValueTarget
-from tppo.algorithms.estimate import Estimate, value_targets
 from tppo.config.run import Compute, Optimizer
 from tppo.errors import EngineError, NonFiniteError
 from tppo.fit.optim import ModelOptimizer
@@ -19,7 +19,7 @@ from tppo.fit.update import update_critic, update_policy
 from tppo.models.call import logprobs_of, values_of
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
 from tppo.runs.build import build_trainer
-from tppo.types import TokenBatch
+from tppo.types import Batch
 
 CPU = Compute()
 
@@ -87,7 +87,7 @@ def test_clip_centre_of_the_critic(choice: str, monkeypatch: pytest.MonkeyPatch)
     for _ in range(8):
         before = copy.deepcopy(trainer.critic)
         trainer.step()
-        batch: TokenBatch = calls[-1][0][2]
+        batch: Batch = calls[-1][0][2]
         old = calls[-1][1]["old_values_N"]
         everything = torch.ones_like(batch.window_N)
         now, _ = values_of(before, batch, everything, ~batch.finished_S, max_tokens=9999)
@@ -132,7 +132,7 @@ def test_the_reference_policy_stays_where_it_was() -> None:
 
 
 def test_targets_are_discounted() -> None:
-    batch = TokenBatch.of([response(0, [1, 2, 3], reward=2.0)])
+    batch = Batch.of([response(0, [1, 2, 3], reward=2.0)])
     algorithm = replace(Algorithm(), advantage=replace(Algorithm().advantage, gamma=0.5))
     # Monte-Carlo, 2 on the last token: 2 * 0.25, 2 * 0.5, 2.
     assert value_targets(algorithm, batch, torch.zeros(3)).tolist() == [0.5, 1.0, 2.0]
@@ -165,7 +165,7 @@ def test_each_mini_batch_is_its_own_mean(aggregation: Any) -> None:
     torch.nn.init.normal_(critic.head.weight, std=0.1)
 
     def gradients(part: list[Any], size: int, which: str) -> list[dict[str, torch.Tensor]]:
-        batch = TokenBatch.of(part)
+        batch = Batch.of(part)
         model: Any = policy if which == "policy" else critic
         recorder = Recorder(model, Optimizer(mini_batch=size))
         if which == "policy":

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 import reference
 from tests.support.ragged_cases import Ragged, flat, make, ragged
-from tppo.maths.objectives import AGGREGATIONS, aggregate_count, aggregate_sum, ppo_loss, value_loss
+from tppo.maths.aggregate import AGGREGATIONS, aggregate_count, aggregate_sum
+from tppo.maths.objectives import ppo_loss
+from tppo.maths.values import value_loss
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 MODES = st.sampled_from(AGGREGATIONS)

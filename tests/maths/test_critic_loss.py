@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from tppo.maths.objectives import value_loss
+from tppo.maths.values import value_loss
 
 few = settings(derandomize=True, deadline=None, max_examples=100)
 WIDTH = st.one_of(st.none(), st.floats(0, 1))

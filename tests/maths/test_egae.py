@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import reference
 from tests.support.ragged_cases import UNIT, Ragged, flat, make, ragged
-from tppo.maths.advantages import discounted_returns, egae, gae
+from tppo.maths.advantages import egae, gae
+from tppo.maths.values import discounted_returns
 
 V = [0.2, 0.4, 0.5, 0.7]
 ONE = torch.tensor([0, 4])

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.ragged_cases import LENGTHS
-from tppo.maths.advantages import egae, segments
+from tppo.maths.advantages import egae
+from tppo.maths.ragged import offsets_of, segments
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
@@ -17,6 +18,18 @@ def test_layout_counts_down_to_the_end_of_each_response(lengths: list[int]) -> N
     assert layout.left_N.tolist() == [k for n in lengths for k in range(n, 0, -1)]
     assert layout.longest == max(lengths, default=0)
     assert layout.spread(torch.arange(len(lengths))).tolist() == [i for i, n in enumerate(lengths) for _ in range(n)]
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(st.lists(LENGTHS, max_size=8))
+def test_offsets_are_the_running_sums(lengths: list[int]) -> None:
+    lengths_S = torch.tensor(lengths, dtype=torch.int64)
+    offsets = offsets_of(lengths_S)
+    assert offsets.dtype == torch.int64
+    assert offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    assert torch.equal(segments(offsets).lengths_S, lengths_S)
+    # Flags count as 0 and 1, and not in one byte.
+    assert offsets_of(torch.ones(300, dtype=torch.bool))[-1] == 300
 
 
 ARGUMENTS = {

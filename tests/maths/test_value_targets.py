@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import reference
 from tests.support.ragged_cases import UNIT, Ragged, flat, ragged
-from tppo.maths.advantages import discounted_returns, gae, lambda_returns, length_adaptive_lambda
+from tppo.maths.advantages import gae, length_adaptive_lambda
+from tppo.maths.values import discounted_returns, lambda_returns
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 

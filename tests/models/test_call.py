@@ -9,13 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.helpers import mixed_responses, tiny_lm
 from tppo.models.call import hidden_at, logprobs_of, micro_batches, token_scores, values_of
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
-from tppo.types import TokenBatch
+from tppo.types import Batch
 
 KINDS = [("qwen2", True), ("qwen3", False), ("llama", False)]
 
 
-def batch_and_need(seed: int = 0) -> tuple[TokenBatch, torch.Tensor]:
-    batch = TokenBatch.of(mixed_responses(seed))
+def batch_and_need(seed: int = 0) -> tuple[Batch, torch.Tensor]:
+    batch = Batch.of(mixed_responses(seed))
     g = torch.Generator().manual_seed(seed)
     return batch, torch.rand(len(batch.tokens_N), generator=g) < 0.6
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tppo.runs.value_pretraining import find_critic, note, start_critic, why_stop
 
 import tppo.runs.run
 from paper_repro.recipes.small import token_mdp_ppo
@@ -18,7 +19,6 @@ from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, load_critic
 from tppo.runs.checkpoint.store import newest
 from tppo.runs.run import run
-from tppo.runs.value_pretraining import find_critic, note, start_critic, why_stop
 
 
 def pretraining(**changes: Any) -> RunConfig:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from paper_repro.models.known import model_shape
 from paper_repro.tasks.pretrained import MathDataTask
-from sim.clock.simulate import HARDWARE, MODELS
+from sim.clock.hardware import HARDWARE, MODELS
 from tppo.algorithms import tppo
 from tppo.config.run import Compute, Rollout, RunConfig, VllmOptions
 from tppo.models.folder import as_policy_and_critic

@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import Window, fill, successive_batches
-from tppo.engines.base import Continuation
 from tppo.loop.slots import SlotWindow
-from tppo.types import Prompt
+from tppo.types import Continuation, Prompt
 
 few = settings(derandomize=True, deadline=None, max_examples=60)
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 6), st.integers(1, 12))

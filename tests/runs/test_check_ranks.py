@@ -11,7 +11,8 @@ from paper_repro.recipes.small import toy_language
 from tests.support.helpers import small_token_mdp
 from tppo.config.run import RunConfig
 from tppo.errors import ConfigError
-from tppo.ranks.ranks import Ranks, current, full, full_weights, put
+from tppo.ranks.ranks import Ranks, current
+from tppo.ranks.shard import full, full_weights, put
 from tppo.runs.build import build_trainer, check_ranks
 from tppo.runs.watchdog import Termination
 

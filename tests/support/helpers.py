@@ -93,7 +93,7 @@ def small_token_mdp(**changes: Any) -> RunConfig:
     """The token-mdp recipe, small enough to step in milliseconds."""
     config = token_mdp().with_values(
         steps=5, rollout__slots=16, rollout__max_response_tokens=24, evaluation__every=0, evaluation__problems=8,
-        algorithm__value_target__warmup_steps=1, policy__mini_batch=8, critic__mini_batch=8,
+        algorithm__warmup_steps=1, policy__mini_batch=8, algorithm__critic__mini_batch=8,
     )  # fmt: skip
     return config.with_values(**changes)
 

@@ -15,10 +15,10 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
+from tppo.algorithms.estimate import Estimate
 
 from tests.support.helpers import mixed_responses, tiny_lm
 from tppo.algorithms.base import PolicyLoss, ValueTarget
-from tppo.algorithms.estimate import Estimate
 from tppo.cli import main
 from tppo.config.run import Compute, Optimizer
 from tppo.engines.embedded import TorchEngine
@@ -26,12 +26,12 @@ from tppo.errors import EngineError
 from tppo.fit import update
 from tppo.fit.optim import ModelOptimizer
 from tppo.loop.trainer import Trainer
-from tppo.maths import objectives as losses
+from tppo.maths.aggregate import Aggregation
 from tppo.models import call as model_call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
 from tppo.ranks.ranks import current, end, full, shard
 from tppo.runs.folder import RunFolder, read_metrics
-from tppo.types import TokenBatch
+from tppo.types import Batch
 
 FIXED = Optimizer(lr=1e-3, weight_decay=0.0, grad_clip=None, mini_batch=1000)
 
@@ -44,7 +44,7 @@ class GradientKeeper(ModelOptimizer):
         return 0.0
 
 
-def gradients(compute: Compute, aggregation: losses.Aggregation, tied: bool) -> dict[str, torch.Tensor]:
+def gradients(compute: Compute, aggregation: Aggregation, tied: bool) -> dict[str, torch.Tensor]:
     """Of policy and critic on a ragged batch in float64, whole on every rank, with the statistics of the updates."""
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64, tied=tied))
     critic = TransformerCritic(tiny_lm("qwen3", dtype=torch.float64).base_model)
@@ -54,7 +54,7 @@ def gradients(compute: Compute, aggregation: losses.Aggregation, tied: bool) -> 
         policy.train()
     for model in (policy, critic):
         shard(model, compute, torch.device("cpu"))
-    batch = TokenBatch.of(mixed_responses(0, count=9))
+    batch = Batch.of(mixed_responses(0, count=9))
     g = torch.Generator().manual_seed(0)
     keep = batch.window_N & (torch.rand(len(batch.tokens_N), generator=g) < 0.8)
     draw: Callable[[], torch.Tensor] = lambda: torch.randn(len(keep), generator=g, dtype=torch.float64)  # noqa: E731
@@ -83,7 +83,7 @@ def gradients(compute: Compute, aggregation: losses.Aggregation, tied: bool) -> 
 
 def faults() -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """Averages over one rank where the whole batch is meant: each must be seen by the comparison of gradients."""
-    count, plain_shard, plain_share = losses.aggregate_count, shard, model_call.share
+    count, plain_shard, plain_share = update.aggregate_count, shard, model_call.share
 
     def local_count(keep_N, offsets, **options):  # type: ignore[no-untyped-def]
         mine = torch.arange(len(keep_N)) % current().size == current().rank
@@ -99,7 +99,7 @@ def faults() -> dict[str, Callable[[], AbstractContextManager[object]]]:
         return plain_share(runs[:-1] or runs)
 
     return {
-        "counts": lambda: mock.patch.object(losses, "aggregate_count", local_count),
+        "counts": lambda: mock.patch.object(update, "aggregate_count", local_count),
         "reduction": lambda: mock.patch.dict(globals(), {"shard": averaging}),
         "lost rows": lambda: mock.patch.object(model_call, "share", last_run_lost),
     }

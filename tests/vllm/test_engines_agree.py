@@ -14,11 +14,11 @@ from scipy import stats
 
 from tests.support.helpers import tiny_lm
 from tppo.config.run import VllmOptions
-from tppo.engines.base import Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.engines.embedded import TorchEngine
 from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import Prompt
+from tppo.types import GenerationRequest, Prompt, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 CONTEXT = (1, 2, 3)

@@ -11,12 +11,11 @@ import torch
 
 from tests.support.helpers import tiny_lm
 from tppo.config.run import VllmOptions
-from tppo.engines.base import GenerationRequest, Sampling
 from tppo.engines.probe import probe
 from tppo.errors import EngineError
 from tppo.loop.slots import SlotWindow
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import Prompt, Status
+from tppo.types import GenerationRequest, Prompt, Sampling, Status
 
 pytestmark = [
     pytest.mark.vllm,

@@ -11,11 +11,12 @@ import pytest
 
 from tests.support.helpers import tiny_lm
 from tppo.config.run import VllmOptions
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.engines.probe import probe
 from tppo.engines.restarting import RestartingEngine
 from tppo.errors import EngineDied, RewardError
 from tppo.models.transformer import TransformerPolicy
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 OPTIONS = VllmOptions(max_rows=8, memory_fraction=0.1, max_model_tokens=64, own_process=True)

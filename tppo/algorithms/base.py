@@ -1,121 +1,182 @@
-"""What an algorithm is: a choice of rollout schedule, advantage, token filter, policy loss and value target.
+"""What an algorithm is: a frozen dataclass of its own numbers, and one method that takes it apart.
 
-Composition, not inheritance: the trainer reads these choices and there is no trainer per algorithm. Defaults of every
-field are those recommended for T-PPO on Qwen2.5-32B; sources are named field by field in ``tppo.algorithms.tppo``.
+The loop knows only ``Parts``. What an algorithm does not name is not built, run, saved, sharded or planned.
+Shapes: _N tokens of the batch, _S responses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from torch import Tensor
+
+from tppo.fit.options import Optimizer
+from tppo.fit.terms import Columns, Term
 from tppo.ranges import Range
+from tppo.types import Batch, Response
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
+if TYPE_CHECKING:
+    from tppo.data.workload import Workload
+    from tppo.fit.optim import ModelOptimizer
+    from tppo.models.base import Model, PolicyModel
+    from tppo.models.call import Call
+
+Verdict = Literal["now", "wait", "drop"]
+Select = Callable[[Sequence[Response], int], Verdict]
+"""(all members of one group, policy version) -> whether what is there trains in this step."""
+Shape = Callable[[Tensor, Batch, Columns], Tensor]
+"""(rewards [N], batch, columns) -> rewards [N]."""
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How responses are generated."""
+class Rollout:
+    """Generation."""
 
-    window: Annotated[int, Range(1, unit="tokens")] | None = 8192
-    """Most new tokens per response and step [tokens]; None generates every response to its end."""
+    slots: Annotated[int, Range(1, unit="responses")] = 8192
+    """Responses in flight, constant."""
+    group_size: Annotated[int, Range(1, unit="responses")] = 16
+    """Responses to each prompt."""
+    max_response_tokens: Annotated[int, Range(1, unit="tokens")] = 24576
+    """Total cap of a response; reaching it ends the response."""
+    temperature: Annotated[float, Range(0, above=True)] = 1.0
+    """Of sampling, and of every log-probability in training."""
 
 
 @dataclass(frozen=True)
 class Advantage:
-    """How tokens of the newest window get their advantage."""
+    """From what is known of the batch to the advantage of each token."""
 
-    estimator: Literal["egae", "gae"] = "egae"
-    """egae bootstraps a response that the window cut; gae takes every response to be terminal at its last token."""
-    boundary: Literal["repeat", "critic", "terminal"] = "repeat"
-    """egae only. What stands for V(s_l) at the cut: V(s_{l-1}) (the paper), the critic's own V(s_l), or zero."""
-    gamma: Annotated[float, Range(0, 1)] = 1.0
-    """Discount."""
-    lam: Annotated[float, Range(0, 1)] | None = None
-    """Fixed lambda; None adapts it to the length."""
-    lam_alpha: Annotated[float, Range(0, above=True)] = 0.05
-    """Length-adaptive lambda: 1 - 1/(alpha * length)."""
-    lam_min: Annotated[float, Range(0, 1)] = 0.95
-    """Length-adaptive lambda is never below this."""
-    whiten: bool = True
-    """Centre and scale the advantages of the tokens that train."""
-    clamp: Annotated[float, Range(0, above=True)] | None = 10.0
-    """Largest size of an advantage after whitening; None is off."""
-    bias: Annotated[float, Range()] = 0.0
-    """Added to the advantage of every token that trains."""
+    estimate: Callable[[Batch, Columns, Tensor], Columns]
+    """(batch, columns, tokens that train [N]) -> at least "advantages" [N], 0 on tokens that do not train."""
+    reads: frozenset[str] = frozenset()
+    """Columns that it reads; it gets no others."""
+    gives: frozenset[str] = frozenset({"advantages"})
+    """Columns that it gives."""
 
 
 @dataclass(frozen=True)
-class TokenFilter:
-    """Which tokens train the policy."""
+class Reward:
+    """A change of the token rewards before advantages are estimated."""
 
-    train_on: Literal["window", "finished"] = "window"
-    """window: this window's tokens of every response, each token in one step. finished: a response waits for its end
-    and then trains with all its tokens, the oldest of which max_response_tokens / window versions ago at most."""
-    ignore_last: Annotated[int, Range(0, unit="tokens")] = 8
-    """Tokens dropped before the cut of an unfinished window (m)."""
+    shape: Shape
+    reads: frozenset[str] = frozenset()
+    """Columns that it reads besides "rewards"; it gets no others."""
 
 
 @dataclass(frozen=True)
-class PolicyLoss:
-    """The clipped surrogate and what is added to it."""
+class Stop:
+    """When a run has done enough before its last step."""
 
-    clip_low: Annotated[float, Range(0, 1)] = 0.2
-    """Ratio is clipped below at 1 - clip_low."""
-    clip_high: Annotated[float, Range(0)] = 0.28
-    """Ratio is clipped above at 1 + clip_high."""
-    dual_clip: Annotated[float, Range(1, above=True)] | None = 10.0
-    """Bound c of the loss for negative advantages; None is off."""
-    importance_cap: Annotated[float, Range(0, above=True)] | None = None
-    """Truncated importance sampling: weigh tokens by min(pi_old / pi_behaviour, cap) for an engine that computes other
-    log-probs than the trainer; None is off."""
-    aggregation: Aggregation = "token-mean"
-    """How token losses become one number."""
-    old_logprobs: Literal["recompute", "behaviour"] = "recompute"
-    """Centre of the ratio: the trainer's policy at the start of the step, or the policy that sampled the token. They
-    differ beyond round-off only where tokens wait for the end of their response."""
-    constant_length: Annotated[int, Range(1, unit="tokens")] | None = None
-    """Normaliser per response, for aggregation 'constant' only."""
-    lm_coef: Annotated[float, Range(0)] = 0.1
-    """Weight of the negative log-likelihood of responses with positive reward (mu)."""
-    entropy_coef: Annotated[float, Range(0)] = 0.0
-    """Weight of the entropy bonus."""
-    kl_coef: Annotated[float, Range(0)] = 0.0
-    """Weight of the KL penalty towards the initial policy; above zero a frozen copy is kept."""
-    kl_kind: Literal["k1", "k2", "k3", "abs"] = "k3"
-    """KL estimator of the penalty."""
+    metric: str
+    """The metric that is watched; steps without it do not count."""
+    why: Callable[[Sequence[float]], str]
+    """(the metric of every step so far) -> what ends the run, in words; empty while nothing does."""
 
 
 @dataclass(frozen=True)
-class ValueTarget:
-    """What the critic is trained on."""
+class Context:
+    """What an auxiliary may use of the run."""
 
-    responses: Literal["finished", "all"] = "finished"
-    """finished: all tokens of responses that finished in this step. all: also this window's tokens of the unfinished,
-    towards lambda-returns that bootstrap at the cut as the advantage does."""
-    lam: Annotated[float, Range(0, 1)] = 1.0
-    """Lambda of the value target; 1 is Monte-Carlo."""
-    clip_low: Annotated[float, Range(0)] | None = 0.5
-    """A value may fall this far below its old value before its gradient stops; None is off."""
-    clip_high: Annotated[float, Range(0)] | None = 0.6
-    """The same above."""
-    old_values: Literal["recompute", "stored"] = "recompute"
-    """Clip centre of earlier windows: values under the critic at the start of the step, or those stored at sampling."""
-    aggregation: Aggregation = "seq-mean-token-mean"
-    """How token losses become one number."""
-    warmup_steps: Annotated[int, Range(0, unit="steps")] = 10
-    """Steps at the start in which only the critic trains."""
+    model: Model
+    """The auxiliary's own network."""
+    optimizer: ModelOptimizer | None
+    """Of that network; None where the auxiliary names none."""
+    policy: PolicyModel
+    call: Call
+    key: tuple[int, int]
+    """Seed of the run and number of the step."""
+    version: int
+    """Changes of the policy's weights so far."""
+
+
+class Auxiliary:
+    """A network beside the policy: critic, reference, moving average. It owns the columns that it gives."""
+
+    name: ClassVar[str]
+    """Of the network in checkpoints, and of its phase in the metrics."""
+    gives: ClassVar[frozenset[str]]
+    """Columns that it gives."""
+    optimizer: Optimizer | None = None
+    """None: the network is never trained."""
+    begins_with: str = ""
+    """A run, or one of its checkpoints, whose network of this name it begins with; empty is what ``start`` makes."""
+
+    def start(self, workload: Workload) -> Model:
+        """The network as the run begins."""
+        raise NotImplementedError(f"{type(self).__name__} must define start()")
+
+    def columns(self, at: Context, batch: Batch, train_N: Tensor) -> Columns:
+        """What it gives, before the update. train_N: bool, the tokens that train the policy."""
+        raise NotImplementedError(f"{type(self).__name__} must define columns()")
+
+    def terms(self) -> tuple[Term, ...]:
+        """What the network descends in ``fit``; ``tppo plan`` runs them too."""
+        return ()
+
+    def fit(self, at: Context, batch: Batch, columns: Columns) -> dict[str, float | None]:
+        """Train the network, once a step before the policy; returns metrics."""
+        return {}
+
+    def follow(self, own: Model, policy: PolicyModel) -> None:
+        """Take notice of a step of the policy's optimiser, which has just been made."""
+
+
+def no_tokens(batch: Batch) -> Tensor:
+    """None trains the policy."""
+    return batch.window_N & False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An algorithm, taken apart."""
+
+    select: Select
+    """Which responses train in a step (``tppo.algorithms.parts.select``)."""
+    terms: tuple[Term, ...] = ()
+    """What the policy descends, the objective first; without any the policy is not trained."""
+    tokens: Callable[[Batch], Tensor] = no_tokens
+    """bool [N], which tokens of the selected responses train the policy."""
+    advantage: Advantage | None = None
+    """None where no term reads advantages."""
+    window: int | None = None
+    """Most new tokens of a response in a round of generation; None generates whole responses."""
+    rewards: tuple[Reward, ...] = ()
+    """Applied in order."""
+    auxiliaries: tuple[Auxiliary, ...] = ()
+    """Networks beside the policy."""
+    groups: int | None = None
+    """Generate in rounds until so many groups are selected; None: until there is one response."""
+    live: frozenset[str] = frozenset()
+    """Columns of auxiliaries that are made anew for every mini-batch of the policy."""
+    policy_from: int = 0
+    """First step in which the policy trains; before it only auxiliaries do."""
+    stop: Stop | None = None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Every column that some part reads."""
+        reads = [*(term.reads for term in self.terms), *(reward.reads for reward in self.rewards)]
+        return frozenset[str]().union(*reads, self.advantage.reads if self.advantage else ())
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One algorithm: five choices."""
+    """Base of all algorithms. The fields of a subclass are its own numbers; the command line shows these, no others."""
 
-    name: str = "tppo"
+    name: ClassVar[str] = ""
     """For reports."""
-    schedule: Schedule = field(default_factory=Schedule)
-    advantage: Advantage = field(default_factory=Advantage)
-    filter: TokenFilter = field(default_factory=TokenFilter)
-    policy_loss: PolicyLoss = field(default_factory=PolicyLoss)
-    value_target: ValueTarget = field(default_factory=ValueTarget)
+
+    def parts(self, rollout: Rollout) -> Parts:
+        """Take the algorithm apart, for this generation."""
+        raise NotImplementedError(f"{type(self).__name__} must define parts()")
+
+    def check(self, rollout: Rollout) -> None:
+        """Its own impossible combinations. Raises ConfigError, before anything is loaded."""
+
+
+__all__ = [
+    "Advantage", "Algorithm", "Auxiliary", "Columns", "Context", "Parts", "Reward", "Rollout", "Select", "Stop", "Term",
+    "Verdict", "no_tokens",
+]  # fmt: skip

@@ -21,13 +21,74 @@ earlier windows recomputed as clip centre, all unfinished responses carried over
 
 from __future__ import annotations
 
-from tppo.algorithms.base import Algorithm, Schedule
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
+
+from tppo.algorithms.auxiliaries import Critic
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
+from tppo.algorithms.base import Parts, Rollout
+from tppo.algorithms.parts.advantages import generalised
+from tppo.algorithms.parts.tokens import new_tokens
+from tppo.algorithms.ppo import PPO
+from tppo.errors import ConfigError
+from tppo.maths.advantages import Boundary
+from tppo.ranges import Range
 
 
-def tppo(window: int) -> Algorithm:
-    """T-PPO with a window of ``window`` tokens.
+@dataclass(frozen=True)
+class TPPO(PPO):
+    """PPO that trains on windows.
 
-    >>> tppo(8192).advantage.boundary
+    >>> TPPO().boundary
     'repeat'
     """
-    return Algorithm(name="tppo", schedule=Schedule(window=window))
+
+    name: ClassVar[str] = "tppo"
+
+    window: Annotated[int, Range(1, unit="tokens")] = 8192
+    """Most new tokens of a response in a step (W)."""
+    ignore_last: Annotated[int, Range(0, unit="tokens")] = 8
+    """Tokens dropped before the cut of an unfinished window (m)."""
+    boundary: Boundary = "repeat"
+    """What stands for V(s_l) at the cut: V(s_{l-1}) (the paper), the critic's own V(s_l), or zero."""
+    critic: WindowedCriticOptions = field(default_factory=WindowedCriticOptions)
+
+    def parts(self, rollout: Rollout) -> Parts:
+        """PPO's, of this window's tokens."""
+        critic = Critic(
+            self.critic, self.gamma, self.boundary,
+            on_windows=self.critic.responses == "all", stored=self.critic.old_values == "stored",
+        )  # fmt: skip
+        return replace(
+            super().parts(rollout),
+            window=self.window,
+            tokens=new_tokens(ignore_last=self.ignore_last),
+            advantage=generalised(
+                over="window", boundary=self.boundary, window=self.window, max_length=rollout.max_response_tokens,
+                **self.estimator(),
+            ),
+            auxiliaries=(critic, *self.reference()),
+        )  # fmt: skip
+
+    def check(self, rollout: Rollout) -> None:
+        """A window that truncates, and that leaves something to train."""
+        super().check(rollout)
+        check_window(self.window, rollout)
+        if self.window < rollout.max_response_tokens and self.window <= self.ignore_last:
+            raise ConfigError(
+                "algorithm.window",
+                self.window,
+                f"more than algorithm.ignore_last ({self.ignore_last})",
+                "an unfinished window would train nothing; use a longer window or drop fewer tokens",
+            )
+
+
+def check_window(window: int, rollout: Rollout) -> None:
+    """Raises ConfigError for a window longer than the cap."""
+    if rollout.max_response_tokens < window:
+        raise ConfigError(
+            "rollout.max_response_tokens",
+            rollout.max_response_tokens,
+            f"at least algorithm.window ({window})",
+            "a cap shorter than the window truncates nothing; the algorithm 'ppo' generates whole responses",
+        )

@@ -1,4 +1,4 @@
-"""The configuration of a run as plain values, and read back from them."""
+"""The configuration of a run as plain values, written down and read back."""
 
 from __future__ import annotations
 
@@ -7,18 +7,26 @@ import json
 import typing
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tppo.algorithms.base import Algorithm
 from tppo.config.recipes import recipe_entry_points
+from tppo.config.registry import algorithm_entry_points
 from tppo.config.run import RunConfig, TaskConfig
-from tppo.errors import ConfigError, DataError
+from tppo.errors import ConfigError, DataError, FormatError
 from tppo.ranges import check_ranges
 
+T = TypeVar("T")
+FORMAT = 2
+"""Of config.json. 1 had options that all algorithms shared; 2 names the algorithm's class and its own numbers."""
 
-def as_dict(config: Any) -> dict[str, Any]:
-    """A configuration tree as plain values, with the class of the task so that it can be read back."""
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """A configuration tree as plain values, with the classes of task and algorithm so that it can be read back."""
     tree = dataclasses.asdict(config)
-    tree["task"] = {"class": f"{type(config.task).__module__}:{type(config.task).__qualname__}", **tree["task"]}
+    for name in ("task", "algorithm"):
+        kind = type(getattr(config, name))
+        tree[name] = {"class": f"{kind.__module__}:{kind.__qualname__}", **tree[name]}
     return tree
 
 
@@ -35,25 +43,40 @@ def read_config(run: Path) -> RunConfig:
 
 
 def config_of(tree: Any, path: Path) -> RunConfig:
-    """The configuration that ``as_dict`` wrote down, from ``path``. Raises DataError, ConfigError.
+    """The configuration that ``as_dict`` wrote down, from ``path``. Raises DataError, FormatError, ConfigError.
 
-    The task class is looked up by name, so only classes that installed recipes use are accepted: a file from elsewhere
-    cannot make this import what it likes.
+    Classes of task and algorithm are looked up by name, so only those that installed entry points lead to are accepted:
+    a file from elsewhere cannot make this import what it likes.
     """
     try:
-        task = dict(tree["task"])
-        module, _, name = task.pop("class").partition(":")
+        task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
+        if "class" not in algorithm:
+            raise FormatError(
+                f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
+                "Go on with it by the version that wrote it (its config.json names the revision), or train again"
+            )
+        task_class, algorithm_class = task.pop("class"), algorithm.pop("class")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
     homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
-    if not any(module == home or module.startswith(home + ".") for home in homes):
-        raise DataError(f"{path}: task class '{module}:{name}' belongs to no installed recipe package")
-    cls = getattr(import_module(module), name, None)
-    if not (isinstance(cls, type) and issubclass(cls, TaskConfig)):
-        raise DataError(f"{path}: '{module}:{name}' is not a task")
-    config = _rebuild(RunConfig, tree | {"task": _rebuild(cls, task, path)}, path)
+    of_task = _class(task_class, homes, TaskConfig, "task", path)
+    homes = {e.value.partition(":")[0] for e in algorithm_entry_points().values()}
+    of_algorithm = _class(algorithm_class, homes, Algorithm, "algorithm", path)
+    parts = {"task": _rebuild(of_task, task, path), "algorithm": _rebuild(of_algorithm, algorithm, path)}
+    config = _rebuild(RunConfig, tree | parts, path)
     check_ranges(config)  # a file is edited by hand, and what reads the configuration next trusts its types
     return config
+
+
+def _class(value: Any, homes: set[str], base: type[T], what: str, path: Path) -> type[T]:
+    """The class that a stored name leads to, from one of these modules or the packages below them."""
+    module, _, name = str(value).partition(":")
+    if not any(module == home or module.startswith(home + ".") for home in homes):
+        raise DataError(f"{path}: {what} class '{value}' belongs to no installed package of recipes or algorithms")
+    cls = getattr(import_module(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise DataError(f"{path}: '{value}' is not a class of {what}s")
+    return cls
 
 
 def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tppo.grading.reward import Reward
-from tppo.models.base import CriticModel, PolicyModel
+from tppo.models.base import CriticModel, Model, PolicyModel
 from tppo.types import Prompt
 
 
@@ -18,25 +18,30 @@ def _nothing(policy: PolicyModel) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Workload:
-    """policy, critic: to be trained. prompts: ``prompts(i)`` is the i-th training prompt, always the same.
-    held_out: ``held_out(i)``, problems never trained on. reward: see ``tppo.grading.reward``. decode: token ids to the
-    text the reward reads. stop_ids: tokens that end a response. save, load: the policy's weights to and from a folder.
-    report: task-specific figures about a policy, for the summary (exact returns, for example).
-    fill: gives a policy or critic its first weights, for models handed over without (on the "meta" device), so that
-    no process ever holds more of them than its share; None where they have them. folder: the policy's first weights as
-    a Hugging Face folder, for an engine that starts from one. reference: what a KL penalty pulls towards.
-    """
+    """What is trained, on what, and how it is judged."""
 
     policy: PolicyModel
-    critic: CriticModel
+    """To be trained."""
+    critic: Callable[[], CriticModel]
+    """Makes the critic that this policy starts with; called by algorithms that have one, once."""
     prompts: Callable[[int], Prompt]
+    """``prompts(i)`` is the i-th training prompt, always the same."""
     held_out: Callable[[int], Prompt]
+    """``held_out(i)``, problems never trained on."""
     reward: Reward
+    """See ``tppo.grading.reward``."""
     decode: Callable[[Sequence[int]], str]
+    """Token ids to the text that the reward reads."""
     stop_ids: frozenset[int]
+    """Tokens that end a response."""
     save: Callable[[PolicyModel, Path], None]
+    """Writes the policy's weights to a folder."""
     load: Callable[[PolicyModel, Path], None]
+    """Reads them back."""
     report: Callable[[PolicyModel], dict[str, Any]] = field(default=_nothing)
-    fill: Callable[[PolicyModel | CriticModel], None] | None = None
+    """Figures of the task about a policy, for the summary (exact returns, for example)."""
+    fill: Callable[[Model], None] | None = None
+    """Gives a policy or critic its first weights, for models handed over without (on the "meta" device), so that no
+    process ever holds more of them than its share; None where they have them."""
     folder: Path | None = None
-    reference: PolicyModel | None = None
+    """The policy's first weights as a Hugging Face folder, for an engine that starts from one."""

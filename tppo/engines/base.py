@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """uid: the response. tokens: prompt and response so far. position: response tokens so far, the counter of the
-    next random number. max_new_tokens: budget of this call, at least one.
-    """
-
-    uid: int
-    tokens: tuple[int, ...]
-    position: int
-    max_new_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """tokens: newly sampled ids, a stop token included. logprobs: behaviour log-probability of each [nats], at the
-    sampling temperature. stopped: the response ended itself (a stop token), as opposed to the budget running out.
-    """
-
-    uid: int
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """temperature: of the logits; 0 is greedy. top_p: nucleus, 1 is off (training always uses 1: renormalised
-    log-probs bias every ratio). stop_ids: token ids that end a response. seed: of the run; the random number of a
-    token depends on (seed, response uid, position) alone.
-    """
-
-    temperature: float
-    stop_ids: frozenset[int]
-    seed: int
-    top_p: float = 1.0
 
 
 class Engine(Protocol):
@@ -67,5 +31,51 @@ class Engine(Protocol):
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """Log-probability [nats] of each of ``tokens[first:]`` given what stands before it, at temperature 1."""
 
+    def metrics(self) -> dict[str, float]:
+        """What there is to say of the last call, for the metrics of a step."""
+
     def close(self) -> None:
         """Free everything."""
+
+
+class EngineBase:
+    """What most engines have in common: nothing to say, and nothing to free."""
+
+    def metrics(self) -> dict[str, float]:
+        """No metrics."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Wrapped(EngineBase):
+    """An engine around another one, which does whatever a subclass does not do itself."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """As the engine does."""
+        self.engine.load_policy(named_tensors, version)
+
+    def generate(
+        self,
+        requests: Sequence[GenerationRequest],
+        sampling: Sampling,
+        done: Callable[[Continuation], None] | None = None,
+    ) -> list[Continuation]:
+        """As the engine does."""
+        return self.engine.generate(requests, sampling, done)
+
+    def score(self, tokens: Sequence[int], first: int) -> list[float]:
+        """As the engine does."""
+        return self.engine.score(tokens, first)
+
+    def metrics(self) -> dict[str, float]:
+        """As the engine says."""
+        return self.engine.metrics()
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
+from tppo.engines.base import EngineBase
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import EngineError
 from tppo.models.base import PolicyModel
+from tppo.models.call import score_tokens
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 
-class TorchEngine:
+class EmbeddedEngine(EngineBase):
     """Holds its own copy of the policy, as an engine in another process would.
 
     policy: copied, unless it is given away. max_rows: sequences decoded at a time; more requests are served in turns.
@@ -25,10 +27,8 @@ class TorchEngine:
         self, policy: PolicyModel, *, max_rows: int = 1024, prefill_tokens: int = 32768, given: bool = False
     ) -> None:
         self.policy = policy if given else copy.deepcopy(policy)
-        assert isinstance(self.policy, torch.nn.Module)
-        self.module: torch.nn.Module = self.policy.eval().requires_grad_(False)
+        self.policy.eval().requires_grad_(False)
         self.max_rows, self.prefill_tokens = max_rows, prefill_tokens
-        self.version = -1
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
         """Copy weights in place. Raises EngineError unless every weight is given exactly under its own name."""
@@ -43,7 +43,6 @@ class TorchEngine:
                 missing.discard(name)
         if missing:
             raise EngineError(f"weights not given, would be stale: {sorted(missing)}")
-        self.version = version
 
     @torch.inference_mode()
     def generate(
@@ -67,17 +66,12 @@ class TorchEngine:
     @torch.inference_mode()
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """Log-probability of ``tokens[first:]``, at temperature 1."""
-        ids = torch.tensor([tokens], device=next(self.module.parameters()).device)
-        logprobs = self.policy.logits(self.policy.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1)
-        return logprobs.gather(-1, ids[0, first:, None]).squeeze(-1).tolist()
-
-    def close(self) -> None:
-        """Nothing to free: the cache dies with each call."""
+        return score_tokens(self.policy, tokens, first).tolist()
 
     def _serve(
         self, requests: list[GenerationRequest], sampling: Sampling, done: Callable[[Continuation], None] | None
     ) -> dict[int, Continuation]:
-        device = next(self.module.parameters()).device
+        device = next(self.policy.parameters()).device
         count, longest = len(requests), max(r.max_new_tokens for r in requests)
         state = self.policy.decode_state(count, max(len(r.tokens) + r.max_new_tokens for r in requests))
         hidden = torch.cat([self._prefill(state, requests, rows) for rows in self._prefill_batches(requests)])
@@ -126,7 +120,7 @@ class TorchEngine:
         return batches
 
     def _prefill(self, state, requests: list[GenerationRequest], rows: range) -> torch.Tensor:  # type: ignore[no-untyped-def]
-        device = next(self.module.parameters()).device
+        device = next(self.policy.parameters()).device
         contexts = [torch.tensor(requests[row].tokens) for row in rows]
         lengths = torch.tensor([len(c) for c in contexts], device=device)
         ids = torch.nn.utils.rnn.pad_sequence(contexts, batch_first=True).to(device)

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine, Wrapped
 from tppo.errors import EngineDied
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class RestartingEngine:
-    """make: starts an engine. restarts: how often, in a whole run; after that EngineDied is raised."""
+class RestartingEngine(Wrapped):
+    """Starts its engine again when that one dies, a limited number of times in a run."""
 
     def __init__(self, make: Callable[[], Engine], restarts: int) -> None:
+        """make: starts an engine. restarts: how often; after that EngineDied is raised."""
+        super().__init__(make())
         self.make, self.restarts_left = make, restarts
-        self.engine = make()
         self._loaded: tuple[list[tuple[str, torch.Tensor]], int] | None = None
 
     def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
@@ -53,10 +55,6 @@ class RestartingEngine:
     def score(self, tokens: Sequence[int], first: int) -> list[float]:
         """As the engine does."""
         return self._try(lambda: self.engine.score(tokens, first))
-
-    def close(self) -> None:
-        """Close the engine."""
-        self.engine.close()
 
     def _try(self, call: Callable[[], T], *, reload: bool = True) -> T:
         while True:

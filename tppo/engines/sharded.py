@@ -5,29 +5,28 @@ from __future__ import annotations
 import itertools
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
-from tppo.ranks.ranks import Ranks, current
+from tppo.engines.base import Engine, Wrapped
+from tppo.ranks.ranks import Ranks
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 
-class ShardedEngine:
-    """engine: this rank's. tensor_parallel: neighbouring ranks whose engine is one and takes the same requests.
+class ShardedEngine(Wrapped):
+    """One engine on each rank, or one for each group of ranks.
 
     Responses in flight come first in a window, in the order of their age, so dealing requests out in turns gives every
     replica the same mixture of long and short. What a response says does not depend on the replica that continues it.
     ``busy``: seconds that each replica took for the last call; the difference to the longest is idle time.
     """
 
-    def __init__(self, engine: Engine, tensor_parallel: int = 1) -> None:
-        self.engine, self.tensor_parallel = engine, tensor_parallel
+    def __init__(self, engine: Engine, ranks: Ranks, tensor_parallel: int = 1) -> None:
+        """engine: this rank's. tensor_parallel: neighbouring ranks that share one engine and make the same requests."""
+        super().__init__(engine)
+        self.ranks, self.tensor_parallel = ranks, tensor_parallel
         self.busy: list[float] = []
-
-    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Every rank loads."""
-        self.engine.load_policy(named_tensors, version)
 
     def generate(
         self,
@@ -35,12 +34,11 @@ class ShardedEngine:
         sampling: Sampling,
         done: Callable[[Continuation], None] | None = None,
     ) -> list[Continuation]:
-        """Continue every request, in order. ``done`` hears on each rank of the answers of its own replica only, and of
-        several ranks that are one replica the first one hears.
+        """Continue every request, in order. ``done`` is a callback on this replica's answers, on its first rank.
 
         Raises EngineError on every rank when an engine failed on one.
         """
-        ranks = current()
+        ranks = self.ranks
         replicas, replica = ranks.size // self.tensor_parallel, ranks.rank // self.tensor_parallel
         leads = ranks.rank % self.tensor_parallel == 0
         mine, answers, failures = list(requests[replica::replicas]), list[Continuation](), list[Exception]()
@@ -69,18 +67,11 @@ class ShardedEngine:
             out[k::replicas] = _relay(ranks, told, answers if k == replica else [], k * self.tensor_parallel)
         return [c for c in out if c is not None]
 
-    def score(self, tokens: Sequence[int], first: int) -> list[float]:
-        """By this rank's engine."""
-        return self.engine.score(tokens, first)
-
-    def idle(self) -> dict[str, float]:
-        """Share of the last call that the average replica waited for the slowest, for the metrics."""
+    def metrics(self) -> dict[str, float]:
+        """Share of the last call that the average replica waited for the slowest."""
         slowest = max(self.busy, default=0.0)
-        return {"generate_idle": 1 - sum(self.busy) / (len(self.busy) * slowest)} if slowest else {}
-
-    def close(self) -> None:
-        """Close this rank's engine."""
-        self.engine.close()
+        idle = {"generate_idle": 1 - sum(self.busy) / (len(self.busy) * slowest)} if slowest else {}
+        return self.engine.metrics() | idle
 
 
 def _relay(

@@ -19,19 +19,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
+from tppo.engines.base import EngineBase
 from tppo.engines.memory import MemoryPlan, memory_plan
 from tppo.errors import ConfigError, EngineDied, EngineError
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks
+from tppo.types import Continuation, GenerationRequest, Sampling
 
 if TYPE_CHECKING:
-    from tppo.config.run import VllmOptions
+    from tppo.engines.options import VllmOptions
 
 SUPPORTED = ("0.32.", "0.33.")
 VLLM_REMEDY = "pip install 'tppo[vllm]' on a GPU machine; for a CPU see paper_repro/launch/vllm_cpu_environment.sh"
 
 
-class VllmEngine:
+class VllmEngine(EngineBase):
     """One vLLM instance, started from a Hugging Face folder; later weights are loaded in place.
 
     Under ``torchrun`` neighbouring ranks, ``tensor_parallel`` of them, share an instance: each runs the same schedule
@@ -40,14 +41,14 @@ class VllmEngine:
     Raises ConfigError when vLLM is absent, of another version, or cannot start with these options.
     """
 
-    def __init__(self, folder: Path, options: VllmOptions, *, dtype: str, seed: int) -> None:
+    def __init__(self, folder: Path, options: VllmOptions, *, dtype: str, seed: int, ranks: Ranks) -> None:
         """dtype: of the trainer's weights, used where the options say 'auto' (vLLM's own auto narrows float32)."""
         # vLLM reads this when an engine starts.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(options.own_process))
-        self._joined = current().joined
+        self._joined = ranks.joined
         if self._joined and not torch.cuda.is_available():
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # or all ranks would sit on the same cores
-            _forget_shared_memory()
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # otherwise all ranks share the same cores
+            _forget_shared_memory(ranks)
         vllm = _import_vllm()
         self._sampling_params = vllm.SamplingParams
         try:
@@ -72,7 +73,6 @@ class VllmEngine:
             plan = _plan(folder, options, dtype)
             advice = said if plan is None else f"{said}; memory of each GPU: {plan}; {plan.remedy()}"
             raise ConfigError("vllm", options, "options that vLLM starts with", advice) from error
-        self.version = -1
         self._own_process, self._sleeps, self._asleep = options.own_process, options.sleep, False
         self._closed = threading.Event()
         if options.own_process:
@@ -98,7 +98,7 @@ class VllmEngine:
         They are taken one by one, so that of sharded ones no two are ever whole at a time.
         """
         named = ((name, tensor.detach()) for name, tensor in named_tensors)
-        with _death_is_told():
+        with _named_errors():
             if self._asleep:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()  # what training used is free, but still held by torch
@@ -114,7 +114,6 @@ class VllmEngine:
             fresh = self.llm.reset_prefix_cache()
         if not fresh:
             raise EngineError(f"vLLM did not reset its prefix cache for policy version {version}: requests are running")
-        self.version = version
 
     def _load_through_files(self, named: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Through a folder in memory where there is one, written and read as safetensors."""
@@ -160,7 +159,7 @@ class VllmEngine:
                 if done is not None:
                     done(answer)
         if self._sleeps:
-            with _death_is_told():
+            with _named_errors():
                 self.llm.sleep(level=2)  # weights and cache: both are void before the next window
             self._asleep = True
         return [answers[row] for row in range(len(requests))]
@@ -178,7 +177,7 @@ class VllmEngine:
             raise EngineError("the vLLM engine is asleep (vllm.sleep): load a policy before each generation")
         engine, ids = self.llm.llm_engine, list[str]()
         try:
-            with _death_is_told():
+            with _named_errors():
                 prompts = [{"prompt_token_ids": list(c)} for c in contexts]
                 ids = self.llm.enqueue(prompts, params, use_tqdm=False)
                 first = int(ids[0].partition("-")[0])  # vLLM counts requests, and may add a suffix
@@ -209,15 +208,15 @@ class VllmEngine:
             torch.cuda.empty_cache()
 
 
-def _forget_shared_memory() -> None:
+def _forget_shared_memory(ranks: Ranks) -> None:
     """Ranks that share an engine on a CPU talk through files whose names vLLM gives to every run alike, does not take
     where they exist, and leaves behind when a rank dies. A run that has opened them keeps what it has.
     """
-    if current().local == 0:
+    if ranks.local == 0:
         for path in Path("/dev/shm").glob("-tp:*-cpushm_*"):
             with contextlib.suppress(OSError):
                 path.unlink()
-    current().barrier()
+    ranks.barrier()
 
 
 @contextlib.contextmanager
@@ -235,7 +234,7 @@ def _ranks_stay_together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _death_is_told() -> Iterator[None]:
+def _named_errors() -> Iterator[None]:
     """EngineDied when the engine's process is gone, EngineError when it failed."""
     from vllm.v1.engine.exceptions import EngineDeadError
 

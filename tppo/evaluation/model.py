@@ -87,16 +87,18 @@ def open_engine(
 
     Raises ConfigError for an absent device, for vLLM that is absent, and for a model the engine cannot run.
     """
+    from tppo.ranks.ranks import Ranks
+
     if name == "vllm":
         from tppo.engines.vllm import VllmEngine
 
-        return VllmEngine(folder, options, dtype=dtype, seed=seed)
+        return VllmEngine(folder, options, dtype=dtype, seed=seed, ranks=Ranks())
     import torch
 
-    from tppo.engines.embedded import TorchEngine
+    from tppo.engines.embedded import EmbeddedEngine
     from tppo.models.folder import load_causal_lm
+    from tppo.models.place import pick_device
     from tppo.models.transformer import TransformerPolicy
-    from tppo.runs.build import pick_device
 
-    place = pick_device(device)
-    return TorchEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)
+    place = pick_device(device, Ranks())
+    return EmbeddedEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)

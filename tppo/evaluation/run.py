@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from tqdm import tqdm
 
-from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
 from tppo.grading.answers import find_answer
 from tppo.grading.reward import SubmittingReward
 from tppo.ranges import Range
-from tppo.types import Prompt
+from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
 
 _UID_BASE = 2**62  # evaluation never shares a random number with training
 

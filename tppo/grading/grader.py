@@ -13,11 +13,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from tppo.engines.base import Continuation
 from tppo.errors import RewardError
 from tppo.grading.reward import Reward, SubmittingReward
-from tppo.ranks.ranks import current
-from tppo.types import Prompt, Response
+from tppo.ranks.ranks import Ranks
+from tppo.types import Continuation, Prompt, Response
 
 
 class Grader:
@@ -28,8 +27,8 @@ class Grader:
     seconds: the longest time without any verdict before the run stops; limits for single texts are the reward's own.
     """
 
-    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float) -> None:
-        self.reward, self.decode, self.seconds = reward, decode, seconds
+    def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float, ranks: Ranks) -> None:
+        self.reward, self.decode, self.seconds, self.ranks = reward, decode, seconds, ranks
         self._submit = reward.submit if isinstance(reward, SubmittingReward) else _InThread(reward).submit
         self._pending: dict[int, Future[float]] = {}
 
@@ -53,7 +52,7 @@ class Grader:
         Each rank judges a share of them. Raises RewardError, on all ranks, when the reward raises, returns anything but
         a finite number, or gives no verdict in time.
         """
-        ranks = current()
+        ranks = self.ranks
         open_ones = [r for r in responses if r.status.finished and r.reward is None]
         scores, failure = dict[int, float](), None
         try:

@@ -8,9 +8,9 @@ import numpy as np
 
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Engine, GenerationRequest, Sampling
+from tppo.engines.base import Engine
 from tppo.grading.grader import Grader
-from tppo.types import Response, Status
+from tppo.types import GenerationRequest, Response, Sampling, Status
 
 _UID_BASE = 2**62  # evaluation never shares a random number with training
 

@@ -1,9 +1,11 @@
-"""Successive batching: a constant number of slots, a window of tokens a step (arXiv 2506.15050, section on the
+"""Successive batching: a constant number of slots, a window of tokens a round (arXiv 2506.15050, section on the
 rollout; details of the authors' port where the paper is silent).
 
-Finished responses leave, unfinished ones stay, new prompts take the free slots. Prompts enter as whole groups where
-they fit; the rest of a split group is first in the queue next time, so no sample of a prompt is ever lost or doubled.
-With a window at least as long as the cap every response finishes in its step and the schedule is ordinary PPO's.
+Finished responses leave their slots, unfinished ones stay, new prompts take the free slots. Prompts enter as whole
+groups where they fit; the rest of a split group is first in the queue next time, so no sample of a prompt is ever lost
+or doubled. Which responses train is the algorithm's choice (``select``): a finished one whose group must be complete
+waits outside the slots. With a window at least as long as the cap every response finishes in its round and the schedule
+is ordinary PPO's.
 """
 
 from __future__ import annotations
@@ -11,21 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import overload
 
-import numpy as np
-import torch
-
-from tppo.engines.base import Continuation, GenerationRequest
+from tppo.algorithms.base import Select
 from tppo.errors import DataError, EngineError
-from tppo.types import Prompt, Response, Status
+from tppo.types import Continuation, GenerationRequest, Prompt, Response, Status
 
 
-class SlotWindow:
-    """The slots of a run and the responses in flight.
-
-    prompts: ``prompts(i)`` is the i-th prompt of the stream, the same however often it is asked.
-    slots: responses in flight, constant. group_size: responses to each prompt. window: most new tokens a step, of
-    each response. max_response_tokens: total cap. ``cursor`` counts prompts drawn, ``next_uid`` responses opened.
-    """
+class Slots:
+    """The slots of a run, the responses in flight, and those that wait for their group."""
 
     def __init__(
         self,
@@ -35,22 +29,36 @@ class SlotWindow:
         group_size: int,
         window: int,
         max_response_tokens: int,
+        select: Select,
     ) -> None:
+        """prompts: ``prompts(i)`` is the i-th prompt of the stream, the same however often it is asked.
+
+        slots: responses in flight, constant. group_size: responses to each prompt. window: most new tokens of a
+        response in a round. max_response_tokens: total cap. select: which groups train.
+        """
         self.prompts, self.slots, self.group_size = prompts, slots, group_size
-        self.window, self.max_response_tokens = window, max_response_tokens
+        self.window, self.max_response_tokens, self.select = window, max_response_tokens, select
         self.cursor = 0
+        """Prompts drawn."""
         self.next_uid = 0
+        """Responses numbered."""
         self.in_flight: list[Response] = []
-        self.waiting: list[Response] = []  # the rest of a split group, already numbered
+        """One response a slot, oldest first."""
+        self.queue: list[Response] = []
+        """The rest of a split group, already numbered."""
+        self.waiting: list[Response] = []
+        """Finished members of groups that are not complete, outside the slots."""
+        self.ready: list[Response] = []
+        """Selected in this step, to be taken at its end."""
 
     def admit(self) -> list[Response]:
-        """Fill the free slots and return all responses of this step: carried ones first, in their order."""
+        """Fill the free slots and return all responses of this round: carried ones first, in their order."""
         while len(self.in_flight) < self.slots:
-            if not self.waiting:
-                self.waiting = self._open_group()
+            if not self.queue:
+                self.queue = self._open_group()
             free = self.slots - len(self.in_flight)
-            self.in_flight += self.waiting[:free]
-            self.waiting = self.waiting[free:]
+            self.in_flight += self.queue[:free]
+            self.queue = self.queue[free:]
         return list(self.in_flight)
 
     def _open_group(self) -> list[Response]:
@@ -66,8 +74,9 @@ class SlotWindow:
         """What the engine is asked for: at most a window each, never past the cap."""
         return Requests(self)
 
-    def extend(self, continuations: Sequence[Continuation], version: int) -> None:
-        """Append what the engine sampled with policy ``version`` and set each response's status.
+    def extend(self, continuations: Sequence[Continuation], version: int) -> int:
+        """Append what the engine sampled with policy ``version`` and set each response's status; returns the number of
+        new tokens.
 
         Raises EngineError when the engine answers for the wrong responses, returns too many tokens, or stops early
         without saying why: a cut must never be taken for an end.
@@ -91,33 +100,46 @@ class SlotWindow:
                 response.status = Status.EOS if response.tokens else Status.EMPTY
             elif len(response.tokens) >= self.max_response_tokens:
                 response.status = Status.LENGTH
+        return sum(len(c.tokens) for c in continuations)
 
-    def store_values(self, offsets: torch.Tensor, values_N: torch.Tensor) -> torch.Tensor:
-        """Keep this window's values with their responses; return the stored values of all tokens [N].
+    def settle(self, version: int) -> int:
+        """Judge every group once its new tokens are graded, and free the slots of finished responses.
 
-        offsets, values_N: of the batch of the responses in flight.
+        Returns the number of groups that are ready to train. A group that is dropped leaves the slots too.
         """
-        ends = offsets.tolist()
-        values = values_N.double().numpy()
-        for i, response in enumerate(self.in_flight):
-            response.values.frombytes(values[ends[i] + response.start : ends[i + 1]].tobytes())
-        return torch.from_numpy(np.concatenate([np.asarray(r.values) for r in self.in_flight])).to(values_N.dtype)
+        groups: dict[int, list[Response]] = {}
+        for response in sorted([*self.waiting, *self.in_flight, *self.queue], key=lambda r: r.uid):
+            groups.setdefault(response.group, []).append(response)
+        now, dropped = set[int](), set[int]()
+        for group, members in groups.items():
+            verdict = self.select(members, version)
+            if verdict == "now":
+                now.add(group)
+            elif verdict == "drop":
+                dropped.add(group)
+        seen = {id(r) for r in self.ready}
+        started = [r for r in [*self.waiting, *self.in_flight] if r.group in now and r.window_starts]
+        self.ready = sorted([*self.ready, *(r for r in started if id(r) not in seen)], key=lambda r: r.uid)
+        ended = [r for r in [*self.waiting, *self.in_flight] if r.status.finished and r.group not in now | dropped]
+        self.waiting = sorted(ended, key=lambda r: r.uid)
+        self.in_flight = [r for r in self.in_flight if not r.status.finished and r.group not in dropped]
+        self.queue = [r for r in self.queue if r.group not in dropped]
+        return len({r.group for r in self.ready})
 
-    def retire(self) -> list[Response]:
-        """Free the slots of finished responses and return these. Every unfinished response keeps its slot."""
-        finished = [r for r in self.in_flight if r.status.finished]
-        self.in_flight = [r for r in self.in_flight if not r.status.finished]
-        return finished
+    def take(self) -> list[Response]:
+        """The responses that train in this step, oldest first. Every unfinished one keeps its slot."""
+        taken, self.ready = self.ready, []
+        return taken
 
 
 class Requests(Sequence[GenerationRequest]):
-    """The requests of a window, each made when it is looked at: of several engines each makes its own share only."""
+    """The requests of a round, each made when it is looked at: of several engines each makes its own share only."""
 
-    def __init__(self, window: SlotWindow) -> None:
-        self._window = window
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
 
     def __len__(self) -> int:
-        return len(self._window.in_flight)
+        return len(self._slots.in_flight)
 
     @overload
     def __getitem__(self, at: int) -> GenerationRequest: ...
@@ -125,14 +147,13 @@ class Requests(Sequence[GenerationRequest]):
     def __getitem__(self, at: slice) -> list[GenerationRequest]: ...
     def __getitem__(self, at: int | slice) -> GenerationRequest | list[GenerationRequest]:
         """One request, or a list of some."""
-        chosen = self._window.in_flight[at]
+        chosen = self._slots.in_flight[at]
         return [self._request(r) for r in chosen] if isinstance(chosen, list) else self._request(chosen)
 
     def _request(self, r: Response) -> GenerationRequest:
-        w = self._window
         return GenerationRequest(
             uid=r.uid,
             tokens=(*r.prompt.tokens, *r.tokens),
             position=len(r.tokens),
-            max_new_tokens=min(w.window, w.max_response_tokens - len(r.tokens)),
+            max_new_tokens=min(self._slots.window, self._slots.max_response_tokens - len(r.tokens)),
         )

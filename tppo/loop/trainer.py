@@ -1,151 +1,127 @@
-"""The training loop. One function, ten verbs, every scale: see :meth:`Trainer.step`.
-
-Departures from the authors' port of T-PPO are listed in ``tppo.algorithms.tppo``.
-"""
+"""The training loop. One function, ten verbs, every scale and every algorithm: see :meth:`Trainer.step`."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 
-from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
+from tppo.algorithms.base import Columns
+from tppo.algorithms.check import checked_parts
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Engine, Sampling
-from tppo.engines.probe import probe
-from tppo.engines.sharded import ShardedEngine
-from tppo.fit.optim import ModelOptimizer
-from tppo.fit.update import update_critic, update_policy
+from tppo.engines.base import Engine
+from tppo.engines.probe import BOUNDS, probe
+from tppo.errors import DataError, NonFiniteError
+from tppo.fit.update import policy_now, update
 from tppo.grading.grader import Grader
 from tppo.loop.held_out import EvalResult, evaluate
-from tppo.loop.metrics import PhaseClock, critic_metrics, policy_metrics, rollout_metrics
-from tppo.loop.slots import SlotWindow
+from tppo.loop.metrics import PhaseClock, Step
+from tppo.loop.networks import Networks
+from tppo.loop.slots import Slots
 from tppo.maths.finite import check_finite
-from tppo.models.call import logprobs_of, values_of
-from tppo.ranks.ranks import current, full_weights
-from tppo.types import TokenBatch
+from tppo.models.base import Model
+from tppo.models.call import Call
+from tppo.ranks.ranks import Ranks
+from tppo.ranks.shard import full_weights
+from tppo.types import Batch, Response, Sampling
+
+PATIENCE = 64  # times the longest response, after which a step that finds no group to train on is an error
 
 
 class Trainer:
-    """State of a run: models, optimisers, the responses in flight, and two counters.
+    """State of a run: networks by name, the responses in flight, and two counters.
 
     ``steps_done`` counts steps; ``version`` counts changes of the policy's weights. ``watch`` is told what begins.
     """
 
-    def __init__(self, config: RunConfig, workload: Workload, engine: Engine) -> None:
-        self.config, self.workload, self.engine = config, workload, engine
-        self.policy, self.critic = workload.policy, workload.critic
-        assert isinstance(self.policy, torch.nn.Module)
-        assert isinstance(self.critic, torch.nn.Module)
-        self.policy_module: torch.nn.Module = self.policy
-        self.policy_optimizer = ModelOptimizer(self.policy, config.policy)
-        self.critic_optimizer = ModelOptimizer(self.critic, config.critic)
-        self.reference = workload.reference
-        self.window = SlotWindow(
-            workload.prompts,
-            slots=config.rollout.slots,
-            group_size=config.rollout.group_size,
-            window=config.window,
-            max_response_tokens=config.rollout.max_response_tokens,
-        )
-        self.sampling = Sampling(config.rollout.temperature, workload.stop_ids, config.seed)
-        self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds)
+    def __init__(
+        self, config: RunConfig, workload: Workload, models: Mapping[str, Model], engine: Engine, ranks: Ranks
+    ) -> None:
+        """models: "policy", and the network of each auxiliary of the algorithm by its name."""
+        self.config, self.workload, self.engine, self.ranks = config, workload, engine, ranks
+        r, compute = config.rollout, config.compute
+        self.parts = checked_parts(config.algorithm, r)
+        self.call = Call(ranks, r.temperature, compute.micro_batch_tokens, compute.packed, compute.logit_chunk_tokens)
+        self.networks = Networks(self.parts, models, config.policy, self.call)
+        self.policy = self.networks.policy
+        self.slots = Slots(
+            workload.prompts, slots=r.slots, group_size=r.group_size, window=config.window,
+            max_response_tokens=r.max_response_tokens, select=self.parts.select,
+        )  # fmt: skip
+        self.sampling = Sampling(r.temperature, workload.stop_ids, config.seed)
+        self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds, ranks=ranks)
         self.watch: Callable[[str | None], None] = lambda phase: None
-        self.steps_done = 0
-        self.version = 0
+        self.steps_done = self.version = 0
 
-    def step(self) -> dict[str, Any]:
-        """One step of training; returns its metrics."""
-        c, algorithm, clock = self.config, self.config.algorithm, PhaseClock(self.watch)
-        cut: dict[str, Any] = {"max_tokens": c.compute.micro_batch_tokens, "packed": c.compute.packed}
-        score: Callable[..., tuple[torch.Tensor, torch.Tensor]] = functools.partial(
-            logprobs_of, temperature=c.rollout.temperature, chunk=c.compute.logit_chunk_tokens, **cut
-        )
+    def step(self) -> Step:
+        """One step of training; returns what it did."""
+        clock = PhaseClock(self.watch)
+        responses = self.collect(clock)  # 1 to 4: admit, load, generate, grade
+        try:
+            return self.train(responses, clock)
+        except NonFiniteError as error:
+            raise error.at_step(self.steps_done) from None
 
-        responses = self.window.admit()
-        with clock.phase("load_policy"):
-            self.load_policy()
-        with clock.phase("generate"):
-            ahead = self.grader.ahead(responses, c.rollout.max_response_tokens)
-            self.window.extend(self.engine.generate(self.window.requests(), self.sampling, ahead), self.version)
-        with clock.phase("grade"):
-            self.grader.grade(responses)
-        batch = TokenBatch.of(responses)
-        current().check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
-        with clock.phase("values"):
-            recompute = algorithm.value_target.old_values == "recompute"
-            need_N = batch.window_N | batch.finished_S[batch.row_N] if recompute else batch.window_N
-            values_N, cut_S = values_of(self.critic, batch, need_N, ~batch.finished_S, **cut)
-            check_finite("values", values_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
-            stored_N = self.window.store_values(batch.offsets, values_N)
-            values_N = values_N if recompute else stored_N
-        estimate = estimate_advantages(
-            algorithm, batch, values_N, cut_S, window=c.window, max_length=c.rollout.max_response_tokens
-        )
-        trains = self.steps_done >= algorithm.value_target.warmup_steps
-        scored_N = estimate.keep_N & trains  # nothing is scored that trains nothing
-        with clock.phase("logprobs"):
-            old_N, entropy_N = score(self.policy, batch, scored_N)
-            check_finite("log-probabilities", old_N, step=self.steps_done, uids=batch.uids_S, row_N=batch.row_N)
-        returns_N = value_targets(algorithm, batch, values_N, cut_S)
-        with clock.phase("update_critic"):
-            critic_stats = update_critic(
-                self.critic,
-                self.critic_optimizer,
-                batch,
-                returns_N=returns_N,
-                old_values_N=values_N,
-                loss=algorithm.value_target,
-                compute=c.compute,
-                step=self.steps_done,
-                seed=c.seed,
-            )
-        metrics = {
-            "step": self.steps_done,
-            "policy_version": self.version,
-            **rollout_metrics(responses, batch),
-            **critic_metrics(batch, stored_N, values_N, cut_S, gamma=algorithm.advantage.gamma),
-            **policy_metrics(batch, estimate, scored_N, old_N, entropy_N, self.version),
-            **(self.engine.idle() if isinstance(self.engine, ShardedEngine) else {}),
-            **critic_stats,
-        }
-        if trains:
-            with clock.phase("update_policy"):
-                reference_N = None
-                if self.reference is not None:
-                    reference_N, _ = score(self.reference, batch, estimate.keep_N)
-                policy_stats = update_policy(
-                    self.policy,
-                    self.policy_optimizer,
-                    batch,
-                    estimate,
-                    old_logprobs_N=old_N,
-                    reference_N=reference_N,
-                    loss=algorithm.policy_loss,
-                    temperature=c.rollout.temperature,
-                    compute=c.compute,
-                    step=self.steps_done,
-                    seed=c.seed,
-                )
-            metrics |= policy_stats
-            self.version += policy_stats["policy_updates"] > 0
-            clock.tokens["update_policy"] = int(scored_N.sum()) * c.policy.epochs
-        self.window.retire()
-        clock.tokens |= {"generate": int(batch.window_N.sum()), "values": int(need_N.sum())}
-        clock.tokens |= {"logprobs": int(scored_N.sum())}
-        clock.tokens["update_critic"] = int(critic_tokens(algorithm.value_target, batch).sum()) * c.critic.epochs
+    def train(self, responses: list[Response], clock: PhaseClock) -> Step:
+        """The rest of a step, on these responses. Raises NonFiniteError before anything is updated with a NaN."""
+        p, networks, version, key = self.parts, self.networks, self.version, (self.config.seed, self.steps_done)
+        batch = Batch.of(responses)
+        self.ranks.check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
+        train_N, trains = p.tokens(batch), bool(p.terms) and self.steps_done >= p.policy_from
+        columns: Columns = {"rewards": batch.rewards_N, "behaviour": batch.behaviour_N, "train": train_N}
+        for aux in p.auxiliaries:  # 5: values, reference
+            with clock.phase(aux.name):
+                columns |= aux.columns(networks.context(aux, key, version), batch, train_N)
+        if trains and p.reads & {"old", "entropy"}:  # 6: the policy before the update
+            with clock.phase("logprobs", int(train_N.sum())):
+                columns["old"], columns["entropy"] = self.call.logprobs(self.policy, batch, train_N)
+                check_finite("log-probabilities", columns["old"], uids=batch.uids_S, row_N=batch.row_N)
+        for reward in p.rewards:  # 7: rewards, advantages
+            columns["rewards"] = reward.shape(columns["rewards"], batch, columns)
+        if p.advantage is not None:
+            columns |= p.advantage.estimate(batch, columns, train_N)
+        stats: dict[str, float | None] = {}
+        for aux in p.auxiliaries:  # 8: critic
+            with clock.phase(f"update_{aux.name}"):
+                stats |= aux.fit(networks.context(aux, key, version), batch, columns)
+        if trains:  # 9: policy
+            with clock.phase("update_policy", int(train_N.sum()) * self.config.policy.epochs):
+                stats |= update(
+                    self.policy, networks.optimizers["policy"], batch, p.terms, columns, call=self.call, now=policy_now,
+                    name="policy", key=key, live=networks.live(batch, key, version), after=networks.follow,
+                )  # fmt: skip
+            self.version += bool(stats["policy_updates"])
         self.steps_done += 1
-        return metrics | clock.metrics()
+        stats |= self.engine.metrics()
+        return Step(key[1], version, responses, batch, columns, trains, self.slots, stats, clock)  # 10: .metrics
+
+    def collect(self, clock: PhaseClock) -> list[Response]:
+        """Rounds of generation until the algorithm has what it trains on: one, unless it waits for whole groups."""
+        cap, wanted = self.config.rollout.max_response_tokens, self.parts.groups or 1
+        for _ in range(PATIENCE * -(-cap // self.slots.window)):
+            responses = self.slots.admit()
+            with clock.phase("load_policy"):
+                self.load_policy()
+            with clock.phase("generate"):
+                ahead = self.grader.ahead(responses, cap)
+                answers = self.engine.generate(self.slots.requests(), self.sampling, ahead)
+                clock.count("generate", self.slots.extend(answers, self.version))
+            with clock.phase("grade"):
+                self.grader.grade(responses)
+            if self.slots.settle(self.version) >= wanted:
+                return self.slots.take()
+        raise DataError(
+            f"too few groups to train on after {PATIENCE} times the longest response: do all rewards agree?"
+        )
 
     def load_policy(self) -> None:
         """Give the engine the newest weights, and check on a few tokens that it uses them."""
-        dtype = torch.bfloat16 if self.config.compute.dtype == "bfloat16" else None
-        self.engine.load_policy(full_weights(self.policy.weights(), dtype), self.version)
-        context = self.workload.prompts(0).tokens or (0,)
-        probe(self.engine, self.policy, context, bound=self.config.probe_bound, version=self.version)
+        narrow = torch.bfloat16 if self.config.compute.dtype == "bfloat16" else None
+        self.engine.load_policy(full_weights(self.policy.weights(), narrow), self.version)
+        prompts = [self.workload.prompts(i).tokens or (0,) for i in range(2)]
+        bound = self.config.probe_bound or BOUNDS[self.config.narrow]
+        probe(self.engine, self.policy, prompts, bound=bound, version=self.version, ranks=self.ranks)
 
     def evaluate(self) -> EvalResult:
         """Held-out evaluation of the policy as it is now."""

@@ -1,7 +1,7 @@
 """Which tokens train the policy, and how their advantages are shaped.
 
 Shapes: `_N` one entry per token, all responses end to end; `_S` one entry per response; `offsets` int64 [S+1] as in
-`tppo.maths.advantages`. A mask `keep_N` is boolean, True for tokens that train.
+`tppo.maths.ragged`. A mask `keep_N` is boolean, True for tokens that train.
 
 The abstract of T-PPO (arXiv 2506.15050) says that prompt and truncated tokens are filtered. The rules below, and the
 order mask, whiten, clamp, bias, are those of the authors' port; the paper's own are unconfirmed.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tppo.maths.advantages import check_flags, check_like, segments
+from tppo.maths.ragged import check_flags, check_like, segments
 
 
 def window_mask(offsets: Tensor, finished_S: Tensor, *, ignore_last: int) -> Tensor:

@@ -1,26 +1,20 @@
-"""Per-token losses and the sums that make a batch loss of them.
+"""Token losses of the policy.
 
-Shapes: `_N` one entry per token, all responses end to end; `_S` one entry per response; `offsets` int64 [S+1] as in
-`tppo.maths.advantages`. A mask `keep_N` is boolean, True for tokens that train.
+Shapes: `_N` one entry per token, all responses end to end. `tppo.maths.aggregate` makes one loss of them.
 
-A batch loss is  sum of `aggregate_sum` / max(sum of `aggregate_count`, 1),  both sums over all micro-batches and
-ranks. The caller divides once, so how the responses were split changes neither loss nor gradient.
-
-A token with a NaN, an infinite advantage, value or target gets loss NaN and no gradient. Kept, it makes the loss NaN
-and is seen; dropped, it leaves no trace. (Its zero gradient times NaN would otherwise be NaN, not 0.)
+A token with a NaN or an infinite advantage gets loss NaN and no gradient. Kept, it makes the loss NaN and is seen;
+dropped, it leaves no trace. (Its zero gradient times NaN would otherwise be NaN, not 0.)
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from tppo.maths.advantages import Segments, check_flags, check_like, segments
+from tppo.maths.ragged import check_like, check_width
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant"]
-AGGREGATIONS: tuple[str, ...] = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "constant")
 KLKind = Literal["k1", "k2", "k3", "abs"]
 LOG_RATIO_LIMIT = 20.0  # exp(20) is far outside every clip range and squares without overflow in float32.
 
@@ -32,18 +26,6 @@ class PPOTerms(NamedTuple):
     ratio_N: Tensor  # pi / pi_old, no gradient
     clipped_N: Tensor  # bool: the clip range binds, gradient 0
     dual_clipped_N: Tensor  # bool: the dual clip binds, gradient 0
-
-
-class ValueTerms(NamedTuple):
-    """What `value_loss` knows of every token."""
-
-    loss_N: Tensor  # carries the gradient
-    clipped_N: Tensor  # bool: the clip range binds, gradient 0
-
-
-def _check_range(name: str, found: float | None) -> None:
-    if found is not None and not found >= 0:
-        raise ValueError(f"{name}: found {found}, expected the width of the range on its side, 0 or more")
 
 
 def ppo_loss(
@@ -87,8 +69,8 @@ def ppo_loss(
     check_like("logprobs_N", logprobs_N, logprobs_N.numel(), what="token")
     check_like("old_logprobs_N", old_logprobs_N, logprobs_N, what="token")
     check_like("advantages_N", advantages_N, logprobs_N, what="token")
-    _check_range("clip_low", clip_low)
-    _check_range("clip_high", clip_high)
+    check_width("clip_low", clip_low)
+    check_width("clip_high", clip_high)
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"dual_clip: found {dual_clip}, expected a number above 1, or None for none")
     log_ratio_N = logprobs_N - old_logprobs_N.detach()
@@ -124,55 +106,6 @@ def truncated_importance_weights(old_logprobs_N: Tensor, behaviour_logprobs_N: T
     if not cap > 0:
         raise ValueError(f"cap: found {cap}, expected a number above 0")
     return (old_logprobs_N - behaviour_logprobs_N).detach().exp().clamp(max=cap)
-
-
-def value_loss(
-    values_N: Tensor, old_values_N: Tensor, returns_N: Tensor, *, clip_low: float | None, clip_high: float | None
-) -> ValueTerms:
-    """Squared error, pessimistic inside a trust range around the old value (the PPO value clip).
-
-        V_c  = clip(V, V_old - clip_low, V_old + clip_high)
-        loss = max((V - G)^2, (V_c - G)^2) / 2
-
-    The gradient is V - G, and 0 exactly where V has left the range and the clipped error is the larger one, that is
-    where V has moved past the edge towards G. A stale V_old therefore freezes tokens. The range -0.5, +0.6 is that of
-    the authors' port of T-PPO (arXiv 2506.15050); the paper's is unconfirmed.
-
-    Args:
-        values_N: V; the only input with a gradient.
-        old_values_N: V_old, read only where a side is clipped.
-        returns_N: G.
-        clip_low, clip_high: >= 0, or None for an open side.
-
-    Raises:
-        ValueError: on a wrong rank, a shape mismatch or a range.
-
-    >>> v, old, target = torch.tensor([0.9, 0.5]), torch.tensor([0.2, 0.2]), torch.tensor([1.0, 1.0])
-    >>> value_loss(v, old, target, clip_low=0.5, clip_high=0.6).loss_N
-    tensor([0.0200, 0.1250])
-    """
-    check_like("values_N", values_N, values_N.numel(), what="token")
-    check_like("old_values_N", old_values_N, values_N, what="token")
-    check_like("returns_N", returns_N, values_N, what="token")
-    _check_range("clip_low", clip_low)
-    _check_range("clip_high", clip_high)
-    off = clip_low is None and clip_high is None
-    sound_N = values_N.isfinite() & returns_N.isfinite()
-    if not off:
-        sound_N &= old_values_N.isfinite()
-    target_N = returns_N.detach()
-    value_N = torch.where(sound_N, values_N, 0.0)  # Backwards it puts 0 for 0 times NaN.
-
-    loss_N = 0.5 * (value_N - target_N).square()
-    clipped_N = torch.zeros_like(sound_N)
-    if not off:
-        centre_N = old_values_N.detach()
-        lowest_N = None if clip_low is None else centre_N - clip_low
-        highest_N = None if clip_high is None else centre_N + clip_high
-        bounded_N = 0.5 * (torch.clamp(value_N.detach(), lowest_N, highest_N) - target_N).square()
-        clipped_N = sound_N & (bounded_N > loss_N)
-        loss_N = torch.where(clipped_N, bounded_N, loss_N)
-    return ValueTerms(torch.where(sound_N, loss_N, torch.nan), clipped_N)
 
 
 def lm_loss(logprobs_N: Tensor) -> Tensor:
@@ -226,77 +159,5 @@ def kl_estimate(logprobs_N: Tensor, other_N: Tensor, *, kind: KLKind) -> Tensor:
         case "k3":
             kl_N = torch.expm1(-d_N) + d_N
         case _:
-            raise ValueError(f"kind: found {kind!r}, expected one of k1, k2, k3, abs")
+            raise ValueError(f"kind: found {kind!r}, expected one of {', '.join(get_args(KLKind))}")
     return torch.where(sound_N, kl_N, torch.nan)
-
-
-def _kept_S(keep_N: Tensor, layout: Segments) -> Tensor:
-    """n_i, the kept tokens of each response."""
-    ends = torch.cat((layout.lengths_S.new_zeros(1), layout.lengths_S.cumsum(0)))
-    upto = torch.cat((ends.new_zeros(1), keep_N.cumsum(0)))[ends]
-    return upto.diff()
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in AGGREGATIONS:
-        raise ValueError(f"mode: found {mode!r}, expected one of {', '.join(AGGREGATIONS)}")
-
-
-def aggregate_sum(loss_N: Tensor, keep_N: Tensor, offsets: Tensor, *, mode: Aggregation) -> Tensor:
-    """The numerator of the batch loss; see `aggregate_count` for the whole.
-
-    A dropped token adds exactly 0 to the sum and to the gradient, whatever its entry is.
-
-    Raises:
-        ValueError: on a wrong rank, a shape mismatch, malformed offsets or an unknown mode.
-
-    >>> loss, keep = torch.tensor([1.0, 3.0, 10.0]), torch.tensor([True, True, True])
-    >>> aggregate_sum(loss, keep, torch.tensor([0, 2, 3]), mode="seq-mean-token-mean")
-    tensor(12.)
-    """
-    _check_mode(mode)
-    check_like("loss_N", loss_N, loss_N.numel(), what="token")
-    check_flags("keep_N", keep_N, loss_N, what="token")
-    layout = segments(offsets, loss_N)
-    if mode == "seq-mean-token-mean":
-        loss_N = loss_N / layout.spread(_kept_S(keep_N, layout).clamp(min=1))
-    return torch.where(keep_N, loss_N, 0.0).sum()
-
-
-def aggregate_count(
-    keep_N: Tensor, offsets: Tensor, *, mode: Aggregation, constant_length: float | None = None
-) -> Tensor:
-    """The denominator of the batch loss, additive over micro-batches. loss = sum / max(count, 1).
-
-    With n_i kept tokens in response i, and B the number of responses with n_i > 0:
-
-        mode                   aggregate_sum                       count
-        token-mean             sum over kept tokens                sum_i n_i
-        seq-mean-token-mean    sum_i (1/n_i) sum over its tokens   B
-        seq-mean-token-sum     sum over kept tokens                B
-        constant               sum over kept tokens                B constant_length
-
-    A response without a kept token is in neither. Count 0 goes with sum 0, so the loss is 0 and its gradient zero.
-    T-PPO (arXiv 2506.15050) averages its loss over the batch; over tokens or over responses is unconfirmed.
-
-    Returns:
-        A float64 scalar: float32 cannot count beyond 2^24 tokens.
-
-    Raises:
-        ValueError: on a shape mismatch, malformed offsets, an unknown mode, or "constant" without a positive length.
-
-    >>> keep = torch.tensor([True, True, False])
-    >>> aggregate_count(keep, torch.tensor([0, 2, 3]), mode="seq-mean-token-mean")
-    tensor(1., dtype=torch.float64)
-    """
-    _check_mode(mode)
-    check_flags("keep_N", keep_N, keep_N.numel(), what="token")
-    if mode == "constant" and not (constant_length is not None and constant_length > 0):
-        raise ValueError(
-            f'constant_length: found {constant_length}, expected a length above 0; mode="constant" reads it'
-        )
-    layout = segments(offsets, keep_N)
-    if mode == "token-mean":
-        return keep_N.sum().double()
-    responses = (_kept_S(keep_N, layout) > 0).sum().double()
-    return responses * constant_length if mode == "constant" and constant_length else responses

@@ -1,6 +1,6 @@
 """What the loop asks of a model: hidden states of every position, and a head applied only where something trains.
 
-A policy and a critic are ``torch.nn.Module`` s. The split in two (``hidden``, then ``logits`` or ``values``) is what
+A policy and a critic are modules. The split in two (``hidden``, then ``logits`` or ``values``) is what
 keeps logits of 24k tokens times 152k words from ever existing at once. A model whose weights are sharded is only ever
 called through ``Model.forward``.
 """
@@ -40,23 +40,38 @@ class DecodeState(Protocol):
         """Overwrite rows ``target`` with rows ``source`` (int64, disjoint), to close the gaps finished rows leave."""
 
 
-@runtime_checkable
-class PolicyModel(Protocol):
+class PolicyModel(Model):
     """A causal language model."""
 
     vocab_size: int
 
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden state after each token of right-padded rows [B, T, D]; position p does not depend on later tokens."""
+        raise NotImplementedError
 
     def logits(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """Scores of the next token [X, V]."""
+        raise NotImplementedError
 
     def weights(self) -> Iterable[tuple[str, torch.Tensor]]:
         """Every weight under the name its file format has, tied ones under all their names."""
+        raise NotImplementedError
 
     def decode_state(self, rows: int, capacity: int) -> DecodeState:
         """Room for ``rows`` sequences of at most ``capacity`` tokens."""
+        raise NotImplementedError
+
+
+class CriticModel(Model):
+    """A state-value function over token prefixes."""
+
+    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        """As for the policy [B, T, D]."""
+        raise NotImplementedError
+
+    def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
+        """V of each prefix [X]."""
+        raise NotImplementedError
 
 
 @runtime_checkable
@@ -73,14 +88,3 @@ class PackedModel(Protocol):
 
     def packed_hidden(self, ids_T: torch.Tensor, lengths_B: torch.Tensor | Sequence[int]) -> torch.Tensor:
         """Hidden state of every token [T, D], as if each sequence stood alone."""
-
-
-@runtime_checkable
-class CriticModel(Protocol):
-    """A state-value function over token prefixes."""
-
-    def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
-        """As for the policy [B, T, D]."""
-
-    def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
-        """V of each prefix [X]."""

@@ -16,8 +16,9 @@ FILE_BYTES = 4 * 2**30
 """Largest weight file that `export` writes."""
 
 if TYPE_CHECKING:
-    from tppo.models.base import CriticModel, PolicyModel
+    from tppo.models.base import Model, PolicyModel
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
+    from tppo.ranks.ranks import Ranks
 
 
 def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
@@ -95,24 +96,38 @@ def empty_causal_lm(folder: Path) -> Any:
     return model
 
 
-def policy_and_critic(folder: Path, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
-    """Both from the same folder, on the "meta" device. recompute: activations again in the backward pass."""
-    return as_policy_and_critic(empty_causal_lm(folder), empty_causal_lm(folder), recompute=recompute)
+def policy_of(folder: Path, *, recompute: bool) -> TransformerPolicy:
+    """The policy of a folder, on the "meta" device. recompute: activations again in the backward pass."""
+    return as_policy(empty_causal_lm(folder), recompute=recompute)
 
 
-def as_policy_and_critic(one: Any, other: Any, *, recompute: bool) -> tuple[TransformerPolicy, TransformerCritic]:
-    """A policy of one causal language model, and a critic of the body of another."""
-    from tppo.models.transformer import TransformerCritic, TransformerPolicy
+def critic_of(folder: Path, *, recompute: bool) -> TransformerCritic:
+    """A critic with the body of a folder's model, on the "meta" device."""
+    return as_critic(empty_causal_lm(folder), recompute=recompute)
 
-    models = [one, other.base_model]
+
+def as_policy(model: Any, *, recompute: bool) -> TransformerPolicy:
+    """A policy of a causal language model."""
+    from tppo.models.transformer import TransformerPolicy
+
+    return TransformerPolicy(_recomputing(model, recompute))
+
+
+def as_critic(model: Any, *, recompute: bool) -> TransformerCritic:
+    """A critic of the body of a causal language model."""
+    from tppo.models.transformer import TransformerCritic
+
+    return TransformerCritic(_recomputing(model.base_model, recompute))
+
+
+def _recomputing(model: Any, recompute: bool) -> Any:
     if recompute:
-        for model in models:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.train()
-    return TransformerPolicy(models[0]), TransformerCritic(models[1])
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    return model
 
 
-def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
+def fill(model: Model, folder: Path) -> None:
     """Weights from a folder's safetensors, straight to where they belong: of a sharded weight each rank reads its part.
 
     A critic's head becomes zero: V = 0 everywhere. Raises ConfigError when the files have other names or shapes.
@@ -120,7 +135,7 @@ def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
     import torch
 
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
-    from tppo.runs.checkpoint.files import read_weights
+    from tppo.models.weights import read_weights
 
     assert isinstance(model, TransformerPolicy | TransformerCritic)
     inner = model.hugging_face
@@ -140,7 +155,7 @@ def fill(model: PolicyModel | CriticModel, folder: Path) -> None:
         torch.nn.init.zeros_(model.head.bias)
 
 
-def export(policy: PolicyModel, folder: Path) -> None:
+def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
     """Write a policy as a Hugging Face folder, whatever it is sharded over; every rank must call, rank 0 writes.
 
     One file is in memory at a time, at most ``FILE_BYTES`` and one weight long. Raises OSError, ValueError.
@@ -148,10 +163,10 @@ def export(policy: PolicyModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
     from tppo.models.transformer import TransformerPolicy
-    from tppo.ranks.ranks import current, full_weights
+    from tppo.ranks.shard import full_weights
 
     assert isinstance(policy, TransformerPolicy)
-    model, main = policy.hugging_face, current().main
+    model, main = policy.hugging_face, ranks.main
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         model.config.save_pretrained(folder)
@@ -178,7 +193,7 @@ def export(policy: PolicyModel, folder: Path) -> None:
     if main:
         write()
         _name_parts(folder, weight_map, len(files), sum(sizes))
-    current().barrier()
+    ranks.barrier()
 
 
 def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int) -> None:

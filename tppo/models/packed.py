@@ -31,6 +31,8 @@ def accept_packed(config: Any) -> None:
     A model that was loaded with another attention than "sdpa" is left alone.
     """
     if config._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, packed_attention)  # again and again is the same as once
+        AttentionMaskInterface.register(NAME, sdpa_mask)
         config._attn_implementation = NAME
 
 
@@ -103,7 +105,3 @@ def packed_attention(
         )
         out.append(mixed.transpose(1, 2).flatten(0, 1))
     return torch.cat(out)[None], None
-
-
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from tppo.models.base import Model
+from tppo.models.base import CriticModel, Model, PolicyModel
 
 
 class _StateTracker(Model):
@@ -37,7 +37,7 @@ class _StateTracker(Model):
         return torch.stack(states, dim=1)
 
 
-class TabularPolicy(_StateTracker):
+class TabularPolicy(_StateTracker, PolicyModel):
     """Softmax policy: one logit per state and token.
 
     >>> policy = TabularPolicy(torch.tensor([[-1, 1], [-1, 0]]), torch.zeros(2, 2))
@@ -67,7 +67,7 @@ class TabularPolicy(_StateTracker):
         return TabularDecodeState(self, rows)
 
 
-class TabularCritic(_StateTracker):
+class TabularCritic(_StateTracker, CriticModel):
     """One value per state."""
 
     def __init__(self, next_state_SA: torch.Tensor, values_S: torch.Tensor) -> None:

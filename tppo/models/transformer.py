@@ -11,12 +11,12 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 from tppo.errors import ConfigError
-from tppo.models.base import Model
+from tppo.models.base import CriticModel, PolicyModel
 from tppo.models.head import single_linear
 from tppo.models.packed import accept_packed, packed_hidden
 
 
-class TransformerPolicy(Model):
+class TransformerPolicy(PolicyModel):
     """A causal LM whose output layer is applied only to chosen positions.
 
     model: any Hugging Face model with full causal attention in every layer (Qwen2, Qwen3, Llama, ...).
@@ -67,7 +67,7 @@ class TransformerPolicy(Model):
         return TransformerDecodeState(self.model.base_model, rows, capacity)
 
 
-class TransformerCritic(Model):
+class TransformerCritic(CriticModel):
     """The body of a causal LM and a scalar head, zero at the start: V = 0 everywhere, whatever the body says.
 
     body: a Hugging Face base model (no output layer). It is owned, not copied.

@@ -56,24 +56,19 @@ class Budget:
 def budget(
     config: RunConfig, figures: dict[str, Figures], engine: EngineMemory, *, memory: int, reserve: int
 ) -> Budget:
-    """Phases from the figures of "policy" and "critic".
+    """Phases from the figures of every network by name.
 
-    Gradients are there during their model's update only. A frozen reference model holds its shards alone. Loading
-    gathers one weight at a time (and a copy of it on its way); the check of the engine after it calls the policy beside
-    the woken cache.
+    Gradients are there during their network's update only. A frozen network holds its shards alone. Loading gathers one
+    weight at a time (and a copy of it on its way); the check of the engine after it calls the policy beside the woken
+    cache.
     """
-    policy, critic = figures["policy"], figures["critic"]
-    offload = config.compute.cpu_offload
-    reference = policy.resident["parameters"] if config.algorithm.policy_loss.kl_coef > 0 else 0
+    policy, offload = figures["policy"], config.compute.cpu_offload
+    trained = {name: f for name, f in figures.items() if f.resident["optimizer"]}
     # Offloaded shards come in a layer at a time: what is gathered of them is counted, the rest is in the host.
-    kept = lambda f: {} if offload else {part: f.resident[part] for part in STAY}  # noqa: E731
-    away = sum(policy.resident[p] + critic.resident[p] for p in SHARDED) + reference if offload else 0
+    away = sum(f.resident[part] for f in figures.values() for part in SHARDED) if offload else 0
     stay = {
-        **{f"policy {part}": size for part, size in kept(policy).items()},
-        **{f"critic {part}": size for part, size in kept(critic).items()},
-    }
-    if reference and not offload:
-        stay["reference parameters"] = reference
+        f"{name} {part}": f.resident[part] for name, f in figures.items() for part in STAY if f.resident[part]
+    } if not offload else {}  # fmt: skip
     fixed = {"context, NCCL, allocator (assumed)": reserve}
     width = BYTES_OF[config.compute.dtype]
     awake = {"engine weights": engine.weights, "engine cache": engine.cache}
@@ -85,7 +80,7 @@ def budget(
         Phase("generate", stay | gathered | awake | fixed),
         *(
             Phase(f"update {name}", stay | _gradients(name, f, offload) | _working(f, offload) | asleep | fixed)
-            for name, f in (("critic", critic), ("policy", policy))
+            for name, f in sorted(trained.items(), key=lambda entry: entry[0] == "policy")  # it comes last in a step
         ),
     )
     return Budget(phases, memory, away, engine)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING
 from tppo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tppo.algorithms.base import Parts
     from tppo.config.run import ModelShape, RunConfig
+    from tppo.fit.terms import Term
     from tppo.plan.budget import Budget
     from tppo.plan.report import Plan
     from tppo.plan.search import Arrangement
@@ -41,6 +44,7 @@ class Options:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of the command line; everything else on it is a field of the recipe."""
     parser.add_argument("recipe", nargs="?")
+    parser.add_argument("--algorithm", metavar="NAME", help="instead of the recipe's; see 'tppo algorithms'")
     parser.add_argument("--gpus", type=int, help="ranks, one a GPU")
     parser.add_argument("--gpu", help="h800, h100, h200 or a100 (80 GB)")
     parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one GPU; default: its data sheet's")
@@ -115,7 +119,7 @@ def make_plan(config: RunConfig, options: Options) -> Plan:
         config=config,
         gpus=options.gpus,
         gpu=name,
-        model=f"{shape.config.model_type}, {count(numbers)} parameters, and a critic of its size",
+        model=_models(shape.config.model_type, count(numbers), [name for name in figures if name != "policy"]),
         job=job,
         figures=figures,
         tracked=tracked,
@@ -134,6 +138,11 @@ def make_plan(config: RunConfig, options: Options) -> Plan:
     if tracked.fits or not options.search:
         return plan
     return replace(plan, remedy=_remedy(config, options, shape, job, figures, memory))
+
+
+def _models(kind: str, numbers: str, others: Sequence[str]) -> str:
+    beside = f", and of its size: {', '.join(others)}" if others else ""
+    return f"{kind}, {numbers} parameters{beside}"
 
 
 def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
@@ -173,30 +182,42 @@ def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
 def job_of(config: RunConfig, shape: ModelShape, gpus: int) -> Job:
     """The largest micro-batch: as many tokens as allowed, in rows no longer than the longest, at least one of those.
 
-    Every position behind the first may train where positive responses are imitated; else a window of each row. Where
-    shards lie changes no size, so a job never offloads.
+    Where shards lie changes no size, so a job never offloads.
     """
-    from tppo.plan.track import Job
+    from tppo.algorithms.check import checked_parts
+    from tppo.plan.track import Job, trained
 
-    a, compute = config.algorithm, config.compute
-    longest = shape.prompt_tokens + config.rollout.max_response_tokens
+    compute, cap = config.compute, config.rollout.max_response_tokens
+    longest = shape.prompt_tokens + cap
     rows = max(1, -(-compute.micro_batch_tokens // longest))
     width = longest if compute.micro_batch_tokens < longest else compute.micro_batch_tokens // rows
-    each = width - 1
-    if a.policy_loss.lm_coef == 0 and a.filter.train_on == "window":
-        each = min(each, config.window)
+    parts = checked_parts(config.algorithm, config.rollout)
+    needed = {}
+    for name, (_, terms) in trained(parts, config.policy).items():
+        most = most_tokens(parts, terms, cap)
+        needed[name] = rows * (width - 1 if most >= cap else min(width - 1, most))
     return Job(
-        shape=shape.config,
-        ranks=gpus,
-        rows=rows,
-        width=width,
-        needed=rows * each,
-        compute=replace(compute, cpu_offload=False),
-        policy=config.policy,
-        critic=config.critic,
-        policy_loss=a.policy_loss,
-        value_target=a.value_target,
-    )
+        shape.config, gpus, rows, width, needed, config.algorithm, config.rollout, config.policy,
+        replace(compute, cpu_offload=False),
+    )  # fmt: skip
+
+
+def most_tokens(parts: Parts, terms: Sequence[Term], cap: int) -> int:
+    """Most tokens of one response that terms read in a step: those of a right answer as long as the cap, in its last
+    window.
+    """
+    import torch
+
+    from tppo.types import Batch, Prompt, Response, Status
+
+    response = Response(uid=0, group=0, prompt=Prompt("", (0,)))
+    for first in range(0, cap, parts.window or cap):
+        new = min(parts.window or cap, cap - first)
+        response.extend([0] * new, [0.0] * new, 0)
+    response.status, response.reward = Status.EOS, 1.0
+    batch = Batch.of([response])
+    masks = [(parts.tokens if t.tokens is None else t.tokens)(batch) for t in terms]
+    return int(torch.stack(masks).any(0).sum())
 
 
 def _budget(

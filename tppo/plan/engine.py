@@ -95,14 +95,14 @@ def token_bytes() -> int:
     """Bytes of one token of a response in flight, counted on a real one: its arrays, the batch's, and the step's."""
     import torch
 
-    from tppo.types import Prompt, Response, TokenBatch
+    from tppo.types import Batch, Prompt, Response
 
     count = 256
     response = Response(0, 0, Prompt("0", (0,)))
     response.extend([0] * count, [0.0] * count, 0)
     response.values.extend([0.0] * count)
     arrays = [v for v in (getattr(response, f.name) for f in dataclasses.fields(response)) if isinstance(v, array)]
-    batch = TokenBatch.of([response])
+    batch = Batch.of([response])
     tensors = [v for v in (getattr(batch, f.name) for f in dataclasses.fields(batch)) if isinstance(v, torch.Tensor)]
     tensors += batch.sequences
     own = sum(len(a) * a.itemsize for a in arrays)

@@ -54,13 +54,17 @@ def sizes(config: Any, *, critic: bool = False) -> Sizes:
 
 
 def estimate(job: Job, name: str) -> Figures:
-    """Figures of "policy" or "critic" by formula.
+    """Figures of a network by formula: of the policy, or of the body with a head of one number a position.
 
     Shards: 16 bytes a parameter over N (weight, gradient, two moments in float32). Gathered: whole weights of the root
     and of two layers at b bytes, and one layer's gradients at b and in float32. Activations: with recompute one hidden
     vector a token and layer, and all of one layer; else all of every layer.
     """
-    s = sizes(job.shape, critic=name == "critic")
+    if name not in job.needed:  # never trained
+        numbers = sizes(job.shape).numbers
+        shards = dict.fromkeys(PARTS, 0) | {"parameters": FLOAT32 * math.ceil(numbers / job.ranks)}
+        return Figures(shards, shards, numbers, sizes(job.shape).largest)
+    s = sizes(job.shape, critic=name != "policy")
     b = 2 if job.compute.dtype == "bfloat16" else FLOAT32
     tokens, shard = job.rows * job.width, math.ceil(s.numbers / job.ranks)
     # Norms compute in float32: two copies of a vector and one of b bytes, for each of two. Attention: queries and keys
@@ -68,7 +72,7 @@ def estimate(job: Job, name: str) -> Figures:
     norms = 2 * s.hidden * ((2 * FLOAT32 + b) if b != FLOAT32 else 2 * b)
     inner = norms + b * (3 * s.query + 3 * s.keys + 4 * s.inside)
     kept = (s.layers * b * s.hidden + inner) if job.compute.recompute else s.layers * (inner + b * s.hidden)
-    chunk = min(job.needed, job.compute.logit_chunk_tokens)
+    chunk = min(job.needed[name], job.compute.logit_chunk_tokens)
     table = chunk * s.vocab if name == "policy" else 0
     at_head = s.layers * tokens * b * s.hidden if job.compute.recompute else kept * tokens
     layer_peak = tokens * (kept + b * (3 * s.inside + 2 * s.hidden))

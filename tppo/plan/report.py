@@ -7,7 +7,7 @@ from typing import Any
 
 from tppo.config.run import RunConfig
 from tppo.engines.memory import GIB
-from tppo.plan.budget import Budget
+from tppo.plan.budget import SHARDED, Budget
 from tppo.plan.clock import TimeAnswer
 from tppo.plan.engine import HostMemory
 from tppo.plan.search import GPUS_PER_HOST, Arrangement
@@ -68,8 +68,9 @@ def memory_table(tracked: Budget, formula: Budget) -> str:
     names: list[str] = []
     for phase in tracked.phases:
         names += [part for part in phase.parts if part not in names]
-    # Those of a model stay together; what a phase adds comes behind.
-    names.sort(key=lambda n: (not n.startswith(("policy", "critic", "reference")), n.startswith("context")))
+    # Those of a network, named by it and the part, stay together; what a phase adds comes behind.
+    own = tuple(f" {part}" for part in SHARDED)
+    names.sort(key=lambda n: (not n.endswith(own), n.startswith("context")))
     most = max(size for p in tracked.phases for part, size in p.parts.items() if not part.startswith("context"))
     unit, one = ("GiB", GIB) if most >= GIB // 4 else ("MiB", 2**20)
 
@@ -154,7 +155,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpus": plan.gpus,
         "gpu": plan.gpu,
         "model": plan.model,
-        "micro_batch": {"rows": plan.job.rows, "width": plan.job.width, "needed": plan.job.needed},
+        "micro_batch": {"rows": plan.job.rows, "width": plan.job.width, "needed": dict(plan.job.needed)},
         "models": {name: asdict(figures) for name, figures in plan.figures.items()},
         "tracked": of(plan.tracked),
         "formula": of(plan.formula),

@@ -1,7 +1,7 @@
 """What one rank holds during a training step, by PyTorch's memory tracker, without a GPU and without the memory.
 
-The project's own models, sharding, model call, losses and AdamW run under fake tensors, which have shapes and no data,
-among ranks that do not exist. It happens in a process of its own, so that neither leaks into the caller:
+The project's own models, sharding, model call and AdamW, and the algorithm's own terms, run under fake tensors, which
+have shapes and no data, in a fake process group. It happens in a process of its own, so that neither leaks out:
 
     python -m tppo.plan.track < job.pickle > figures.json        progress on stderr
 
@@ -18,17 +18,22 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from tppo.algorithms.base import PolicyLoss, ValueTarget
-from tppo.config.run import Compute, Optimizer
-from tppo.errors import TPPOError
+from tppo.algorithms.base import Algorithm, Parts, Rollout
+from tppo.algorithms.check import checked_parts
+from tppo.errors import ConfigError, TPPOError
+from tppo.fit.options import Optimizer
+from tppo.fit.terms import Columns, Term
+from tppo.models.options import Compute
 
 if TYPE_CHECKING:
     import torch
+
+    from tppo.data.workload import Workload
 
 PARTS = ("parameters", "gradients", "optimizer", "gathered", "reduced", "activations", "temporary", "buffers")
 """Of a model: its shards; gradients and moments of these; whole weights and what they travel in; whole gradients and
@@ -50,22 +55,23 @@ _OF_TRACKER = {
 
 @dataclass(frozen=True)
 class Job:
-    """shape: of transformers. rows, width: the micro-batch [sequences, tokens]. needed: tokens of it that train.
-
-    foreach: AdamW's many-at-a-time form, which PyTorch takes on a GPU; it needs more memory than one at a time.
-    """
+    """A micro-batch of the largest size, and what is computed from it."""
 
     shape: Any
+    """Configuration of transformers."""
     ranks: int
     rows: int
+    """Sequences of the micro-batch."""
     width: int
-    needed: int
+    """Tokens of each."""
+    needed: Mapping[str, int]
+    """By network, the tokens of the micro-batch that train it."""
+    algorithm: Algorithm
+    rollout: Rollout
+    policy: Optimizer
     compute: Compute = field(default_factory=Compute)
-    policy: Optimizer = field(default_factory=Optimizer)
-    critic: Optimizer = field(default_factory=Optimizer)
-    policy_loss: PolicyLoss = field(default_factory=PolicyLoss)
-    value_target: ValueTarget = field(default_factory=ValueTarget)
     foreach: bool = True
+    """AdamW's many-at-a-time form, which PyTorch takes on a GPU; it needs more memory than one at a time."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def count(numbers: int) -> str:
 
 
 def track(job: Job) -> dict[str, Figures]:
-    """Figures of "policy" and "critic", from a process of its own. Raises TPPOError when that one fails."""
+    """Figures of every network by name, from a process of its own. Raises TPPOError when that one fails."""
     hidden = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", "PYTHONWARNINGS")
     env = {name: value for name, value in os.environ.items() if name not in hidden}
     command = [sys.executable, "-W", "ignore", "-m", "tppo.plan.track"]
@@ -110,50 +116,98 @@ def track(job: Job) -> dict[str, Figures]:
     return {name: Figures(**figures) for name, figures in json.loads(done.stdout).items()}
 
 
+def trained(parts: Parts, policy: Optimizer) -> dict[str, tuple[Optimizer, tuple[Term, ...]]]:
+    """Optimiser and terms of each network that is trained, by name. Raises ConfigError for one without terms."""
+    out = {a.name: (a.optimizer, a.terms()) for a in parts.auxiliaries if a.optimizer is not None}
+    if parts.terms:
+        out["policy"] = (policy, parts.terms)
+    for name, (_, terms) in out.items():
+        if not terms:
+            raise ConfigError(
+                "algorithm", name, "an auxiliary that names its terms", "without them it cannot be planned"
+            )
+    return out
+
+
 def _track(job: Job) -> dict[str, dict[str, Any]]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoModelForCausalLM
 
-    from tppo.models.folder import as_policy_and_critic
-    from tppo.ranks.ranks import leave, pretend, shard
+    from tppo.ranks.ranks import leave, pretend
+    from tppo.ranks.shard import shard
 
     torch.set_num_threads(1)
-    pretend(job.ranks)
+    ranks = pretend(job.ranks)
     out = {}
     cpu = torch.device("cpu")
+    parts = checked_parts(job.algorithm, job.rollout)
+    jobs = trained(parts, job.policy)
     # transformers looks at the positions for several sequences in one row. Fake ones have no values, so it would play
     # safe and make a mask of every pair of positions, which no run makes: a row here is one sequence.
     whole_rows = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
     with whole_rows, FakeTensorMode():
-        with torch.device("meta"):
-            # A copy for each: a model notes in it which attention it uses.
-            job.shape._attn_implementation = "sdpa"
-            models = [AutoModelForCausalLM.from_config(copy.deepcopy(job.shape), dtype=torch.float32) for _ in range(2)]
-        pair = as_policy_and_critic(models[0], models[1], recompute=job.compute.recompute)
-        for name, model in zip(("policy", "critic"), pair, strict=True):
+        workload = _workload(job)
+        networks: dict[str, Any] = {"policy": workload.policy}
+        networks |= {aux.name: aux.start(workload) for aux in parts.auxiliaries}
+        for name, model in networks.items():
             began = time.perf_counter()
             numbers = [p.numel() for p in model.parameters()]
-            _say(f"{name}: {count(sum(numbers))} parameters among {job.ranks} ranks, "
-                 f"{job.rows} x {job.width} tokens")  # fmt: skip
-            shard(model, job.compute, cpu)
+            _say(f"{name}: {count(sum(numbers))} parameters among {job.ranks} ranks, {job.rows} x {job.width} tokens")
+            shard(model, cpu, ranks, dtype=job.compute.dtype, offload=job.compute.cpu_offload)
             model.to_empty(device=cpu)
-            peak, resident = _step(job, model, name)
+            if name in jobs:
+                peak, resident = _step(job, model, name, *jobs[name])
+            else:
+                resident = dict.fromkeys(PARTS, 0) | {"parameters": _shards(model)}
+                peak = resident
             out[name] = {"peak": peak, "resident": resident, "numbers": sum(numbers), "largest": max(numbers)}
             _say(f"{name}: {sum(peak.values()) / 2**30:.2f} GiB at its peak ({time.perf_counter() - began:.0f} s)")
     leave()
     return out
 
 
-def _step(job: Job, model: Any, name: str) -> tuple[dict[str, int], dict[str, int]]:
+def _workload(job: Job) -> Workload:
+    """The models of the task without weights; the rest of a task has no part in a step's memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tppo.data.workload import Workload
+    from tppo.models.folder import as_critic, as_policy
+
+    def model() -> Any:
+        with torch.device("meta"):
+            # A copy for each: a model notes in it which attention it uses.
+            return AutoModelForCausalLM.from_config(copy.deepcopy(job.shape), dtype=torch.float32)
+
+    def nothing(*_: Any) -> Any:
+        raise AssertionError("a plan asks for no data")
+
+    job.shape._attn_implementation = "sdpa"
+    recompute = job.compute.recompute
+    return Workload(
+        policy=as_policy(model(), recompute=recompute), critic=lambda: as_critic(model(), recompute=recompute),
+        prompts=nothing, held_out=nothing, reward=nothing, decode=nothing, stop_ids=frozenset(), save=nothing,
+        load=nothing,
+    )  # fmt: skip
+
+
+def _shards(model: Any) -> int:
+    """Bytes of this rank's shards of the weights."""
+    from tppo.ranks.shard import shard_bytes
+
+    return sum(shard_bytes(p) for p in model.parameters())
+
+
+def _step(
+    job: Job, model: Any, name: str, options: Optimizer, terms: tuple[Term, ...]
+) -> tuple[dict[str, int], dict[str, int]]:
     """A step as it is in the middle of a run: moments are there, and gradients of the micro-batch before."""
     import torch
 
     from tppo.fit.optim import ModelOptimizer
-    from tppo.ranks.ranks import full, memory_tracker
+    from tppo.ranks.shard import full, memory_tracker
 
-    config = job.policy if name == "policy" else job.critic
-    optimizer = ModelOptimizer(model, config)
+    optimizer = ModelOptimizer(model, options)
     for group in optimizer.adamw.param_groups:
         group["foreach"] = job.foreach
     weights = [p for _, p in optimizer.named]
@@ -162,72 +216,51 @@ def _step(job: Job, model: Any, name: str) -> tuple[dict[str, int], dict[str, in
 
     def update() -> None:  # as ModelOptimizer.step, which looks at the norm: a fake one has no value
         norm = full(torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None]))
-        if config.grad_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(weights, config.grad_clip, norm)
+        if options.grad_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(weights, options.grad_clip, norm)
         optimizer.adamw.step()
 
     update()
-    loss = _policy_loss(job, model) if name == "policy" else _critic_loss(job, model)
+    micro = _micro(job, name)
+    given = torch.zeros(len(micro.at_X))
+    columns = {column: given for term in terms for column in term.reads}
     tracker = memory_tracker(model, optimizer.adamw)
     with tracker:
-        loss().backward()
+        _loss(job, model, micro, terms, columns).backward()
         update()
     return _parts(tracker.get_tracker_snapshot("peak")), _parts(tracker.get_tracker_snapshot("current"))
 
 
-def _policy_loss(job: Job, policy: Any) -> Callable[[], torch.Tensor]:
+def _loss(job: Job, model: Any, micro: Any, terms: tuple[Term, ...], columns: Columns) -> torch.Tensor:
+    """The algorithm's own terms. Sums are not divided by counts, which fake tensors cannot know."""
     import torch
 
-    from tppo.maths import objectives as losses
-    from tppo.models.call import micro_scores
+    from tppo.fit.terms import Now
+    from tppo.models.base import PolicyModel
+    from tppo.models.call import Call
+    from tppo.ranks.ranks import Ranks
 
-    micro, loss = _micro(job), job.policy_loss
-    given = torch.zeros(len(micro.at_X))
-
-    def work() -> torch.Tensor:
-        logprobs, entropy = micro_scores(
-            policy,
-            micro,
-            torch.zeros_like(micro.at_X),
-            temperature=1.0,
-            chunk=job.compute.logit_chunk_tokens,
-            with_entropy=loss.entropy_coef > 0,
-        )
-        terms = losses.ppo_loss(
-            logprobs, given, given, clip_low=loss.clip_low, clip_high=loss.clip_high, dual_clip=loss.dual_clip
-        )
-        total = terms.loss_N.sum()
-        if loss.lm_coef > 0:
-            total = total + loss.lm_coef * losses.lm_loss(logprobs).sum()
-        return total - loss.entropy_coef * entropy.sum() if loss.entropy_coef > 0 else total
-
-    return work
+    call = Call(Ranks(), 1.0, job.compute.micro_batch_tokens, False, job.compute.logit_chunk_tokens)
+    rows = torch.tensor([0])
+    if isinstance(model, PolicyModel):
+        entropy = any(term.entropy for term in terms)
+        now = Now(*call.scores(model, micro, torch.zeros_like(micro.at_X), with_entropy=entropy), rows)
+    else:
+        values = call.state_values(model, micro)
+        now = Now(values, torch.zeros_like(values), rows)
+    total = now.value_X.new_zeros(())
+    for term in terms:
+        total = total + term.weight * term.loss(now, columns).loss_X.sum()
+    return total
 
 
-def _critic_loss(job: Job, critic: Any) -> Callable[[], torch.Tensor]:
-    import torch
-
-    from tppo.maths import objectives as losses
-    from tppo.models.call import micro_values
-
-    micro, loss = _micro(job), job.value_target
-    given = torch.zeros(len(micro.at_X))
-
-    def work() -> torch.Tensor:
-        values = micro_values(critic, micro)
-        terms = losses.value_loss(values, given, given, clip_low=loss.clip_low, clip_high=loss.clip_high)
-        return terms.loss_N.sum()
-
-    return work
-
-
-def _micro(job: Job) -> Any:
+def _micro(job: Job, name: str) -> Any:
     """Rows of equal length whose last tokens train."""
     import torch
 
     from tppo.models.call import MicroBatch
 
-    each = job.needed // job.rows
+    each = job.needed[name] // job.rows
     at = torch.cat([torch.arange(each) + (i + 1) * job.width - 1 - each for i in range(job.rows)])
     ids = torch.zeros(job.rows, job.width, dtype=torch.int64)
     return MicroBatch(rows=torch.arange(job.rows), index_X=torch.zeros_like(at), ids_BT=ids, at_X=at)

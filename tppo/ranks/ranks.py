@@ -1,11 +1,12 @@
-"""Several processes, one program (SPMD, started by ``torchrun``), and models sharded among them (FSDP2).
+"""The processes of a run: one program, several ranks (SPMD), started by ``torchrun``.
 
 Every rank runs the same loop over the same responses. Work is dealt out in three places only: each rank generates and
 grades its share of the requests (``tppo.engines.sharded``, ``tppo.grading.grader``) and calls the models on its share
 of the micro-batches (``tppo.models.call``). What comes back is put together again on every rank, so advantages,
 whitening, counts and metrics are computed from all tokens everywhere, and no average of averages can arise.
 
-Outside ``torchrun`` there is one rank, and every function here is the identity.
+Outside ``torchrun`` there is one rank, ``Ranks()``, and every method is the identity. A ``Ranks`` is handed to whoever
+needs it; only entry points look it up (`current`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from tppo.errors import (
     CheckpointError,
@@ -36,19 +35,18 @@ from tppo.errors import (
     TPPOError,
 )
 
-if TYPE_CHECKING:
-    from tppo.config.run import Compute
-
 T = TypeVar("T")
-# A rank waits here for the slowest one: a long window, an evaluation of whole responses, a checkpoint.
+# Collectives wait for the slowest rank: a long window, an evaluation of whole responses, a checkpoint.
 _TIMEOUT = datetime.timedelta(hours=4)
+# Errors that keep their class on the other ranks.
 _TOLD: tuple[type[TPPOError], ...] = (EngineError, EngineDied, RewardError, DataError, CheckpointError)
 
 
 class Ranks:
-    """The processes of this run. rank: this one. size: how many. local: this one's number on its machine.
+    """This process among those of its run; ``Ranks()`` is a process alone.
 
-    joined: whether ``torchrun`` started it; models are sharded then, also with a single rank.
+    rank: of this process. size: number of ranks. local: this one's number on its machine.
+    joined: in a process group, as under ``torchrun``; models are sharded then, also over a single rank.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0, *, joined: bool = False) -> None:
@@ -56,16 +54,17 @@ class Ranks:
         # Python objects and CPU tensors travel here, whatever the accelerators use.
         backend = "fake" if joined and pretended() else "gloo"
         self.group = dist.new_group(backend=backend, timeout=_TIMEOUT) if joined else None
+        self._meshes: dict[str, DeviceMesh] = {}
         self._agreed: BaseException | None = None
 
     @functools.cached_property
     def background(self) -> Ranks:
-        """The same ranks for one more thread, which must not share the first one's messages. All must ask at once."""
+        """The same ranks with a process group of their own, for another thread. A collective call."""
         return Ranks(self.rank, self.size, self.local, joined=self.joined)
 
     @property
     def main(self) -> bool:
-        """The rank that writes and speaks."""
+        """Rank 0, which writes files and prints."""
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
@@ -77,7 +76,7 @@ class Ranks:
         return box[0]
 
     def lead(self, work: Callable[[], T]) -> T:
-        """What rank 0 makes of it, on every rank; if it fails there, it fails everywhere."""
+        """Run ``work`` on rank 0 and broadcast its result, or its failure."""
         value, failure = None, None
         if self.main:
             try:
@@ -87,14 +86,14 @@ class Ranks:
         return cast("T", self.together(value, failure)[0])
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """What each rank makes of it, rank 0 before the others: for what is kept in a cache they may share."""
+        """Run ``work`` on every rank, on rank 0 before the others: for results that are cached on disk."""
         if self.size == 1:
             return work()
         first = self.lead(work)
         return first if self.main else work()
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks, on every rank."""
+        """All-gather of an object: every rank's value, in the order of ranks."""
         if self.size == 1:
             return [value]
         out: list[Any] = [None] * self.size
@@ -102,28 +101,30 @@ class Ranks:
         return out
 
     def barrier(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks of a CPU tensor, in place. The same bits on every rank."""
+        """All-reduce of a CPU tensor, in place. The same bits on every rank."""
         if self.size > 1:
             dist.all_reduce(x, group=self.group)
         return x
 
     def relay(self, x: torch.Tensor, source: int) -> torch.Tensor:
-        """The CPU tensor of rank ``source``, into that of every other one, which has its shape and type."""
+        """Broadcast a CPU tensor from rank ``source``, in place; shape and dtype are equal everywhere."""
         if self.size > 1:
             dist.broadcast(x, src=source, group=self.group)
         return x
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is on one."""
+        """Whether the flag is set on some rank."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))))
 
     def together(self, value: T, error: BaseException | None) -> list[T]:
-        """`gather`, unless some rank failed: that one raises its own error, and the others the first one's like."""
+        """Gather or raise: where ``error`` is set, that rank raises it, and all others raise one of the same class that
+        names the first such rank.
+        """
         parts = self.gather((value, None if error is None else _like(error, self.rank)))
         for _, failure in parts:
             if failure is not None:
@@ -133,8 +134,19 @@ class Ranks:
         return [part for part, _ in parts]
 
     def agreed(self, error: BaseException) -> bool:
-        """Whether every rank has raised this error or its like, so that they can go on together."""
+        """Whether `together` raised this error, hence one on every rank: collectives may go on."""
         return error is self._agreed
+
+    def mesh(self, device_type: str) -> DeviceMesh:
+        """The one-dimensional device mesh of all ranks. A collective call the first time."""
+        if device_type not in self._meshes:
+            self._meshes[device_type] = init_device_mesh(device_type, (self.size,))
+        return self._meshes[device_type]
+
+    def on_own_device(self) -> None:
+        """Select this rank's GPU in a new thread, where CUDA would use the first one."""
+        if torch.cuda.is_available():
+            torch.cuda.set_device(self.local)
 
     def check_same(self, what: str, *tensors: torch.Tensor) -> None:
         """Raise RanksDiffer unless these CPU tensors are the same, bit for bit, on every rank."""
@@ -153,7 +165,7 @@ class Ranks:
 
 
 def _like(error: BaseException, rank: int) -> tuple[type[TPPOError], tuple[Any, ...]]:
-    """Class and arguments of an error for the other ranks, of those that the loop tells apart."""
+    """Class and arguments of the error that the other ranks raise in its place."""
     if isinstance(error, OSError) and error.errno is not None:
         return OutputError, (error.errno, f"rank {rank}: {error.strerror}")
     kind = next((kind for kind in _TOLD if type(error) is kind), TPPOError)
@@ -162,7 +174,7 @@ def _like(error: BaseException, rank: int) -> tuple[type[TPPOError], tuple[Any, 
 
 @functools.cache
 def current() -> Ranks:
-    """The ranks of this process. The first call joins the others if ``torchrun`` started it."""
+    """The ranks of this process; under ``torchrun`` the first call initialises the process group."""
     if pretended():
         return Ranks(0, dist.get_world_size(), joined=True)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -177,8 +189,8 @@ def current() -> Ranks:
 
 
 def _meeting_point() -> dict[str, Any]:
-    """Where ranks find each other. ``torchrun`` keeps one store for all restarts, and in it the addresses of ranks that
-    are no more: on one machine each restart gets a part of its own; on several their counts may differ.
+    """Rendezvous arguments. ``torchrun`` keeps one store for all restarts, and in it the addresses of ranks that have
+    died: on one machine each restart gets a prefix of its own; on several machines their counts may differ.
     """
     env = os.environ
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
@@ -198,121 +210,44 @@ def _meeting_point() -> dict[str, Any]:
     return {}
 
 
-def pretend(size: int) -> None:
-    """Be rank 0 of ``size`` ranks that do not exist, until `leave`: models are sharded as among so many, collectives
-    return at once and move nothing. For planning, in a process of its own. Raises RuntimeError beside real ranks.
+def pretend(size: int) -> Ranks:
+    """Join a fake process group as rank 0 of ``size``, until `leave`: models are sharded as over so many ranks, and
+    collectives return at once and move nothing. For planning, in a process of its own.
+
+    Raises RuntimeError in a process that has joined others.
     """
     if dist.is_initialized():
         raise RuntimeError("pretend: this process has joined other ranks already; expected a process of its own")
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     current.cache_clear()
-    _mesh.cache_clear()
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
-    _mesh("cpu", size)  # made now, of real numbers: under fake tensors there are none
+    ranks = current()
+    ranks.mesh("cpu")  # made now: under fake tensors its table of ranks would have no values
+    return ranks
 
 
 def pretended() -> bool:
-    """Whether the other ranks are those of `pretend`."""
+    """Whether the process group is the fake one of `pretend`."""
     return dist.is_initialized() and dist.get_backend() == "fake"
 
 
-def memory_tracker(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-    """PyTorch's account of the memory of a sharded model, by part; a context manager around one training step."""
-    from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
-
-    return FSDPMemTracker(model, optimizer)
-
-
 def leave() -> None:
-    """Part from the others."""
+    """Destroy the process group, if there is one."""
     if dist.is_initialized():
         current.cache_clear()
-        _mesh.cache_clear()
         dist.destroy_process_group()
 
 
 def end(status: int) -> None:
-    """The last call of a program that may run under ``torchrun``: part from the others and end this process at once.
+    """Exit at once with this status, after a barrier: the last call of a program that may run under ``torchrun``.
 
     Threads of the process groups that outlive the interpreter have been seen to abort ranks that had done all their
-    work, and torchrun would take that for a failure. Outside torchrun this does nothing.
+    work, which torchrun reports as a failure. Outside torchrun this does nothing.
     """
     ranks = current()
     if ranks.joined:
-        ranks.barrier()  # no rank closes its connections while another still talks
+        ranks.barrier()  # no rank closes its connections while another still uses them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def shard(model: torch.nn.Module, compute: Compute, device: torch.device) -> None:
-    """Shard a model's weights among all ranks, in place (FSDP2), one group for each of ``model.blocks()``.
-
-    Gradients are summed over ranks, never averaged: losses are divided once, by counts over the whole batch. With
-    ``compute.dtype`` bfloat16, weights are gathered and used in bfloat16; the shards, their gradients, the sums of
-    gradients over ranks and the optimiser stay in float32.
-    """
-    ranks = current()
-    if not ranks.joined:
-        return
-    mesh = _mesh(device.type, ranks.size)
-    narrow = torch.bfloat16 if compute.dtype == "bfloat16" else None
-    options: dict[str, Any] = {
-        "mesh": mesh,
-        # Also of the root, whose weights would else stay whole, and narrowed, after a call without a backward pass.
-        "reshard_after_forward": True,
-        "mp_policy": MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None),
-        "offload_policy": CPUOffloadPolicy() if compute.cpu_offload else OffloadPolicy(),
-    }
-    blocks = getattr(model, "blocks", None)
-    for block in blocks() if callable(blocks) else ():
-        fully_shard(block, **options)
-    fully_shard(model, **options)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # the plain sum, which every backend has
-
-
-@functools.cache
-def _mesh(kind: str, size: int) -> Any:
-    return init_device_mesh(kind, (size,))
-
-
-def full(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a sharded tensor, gathered from all ranks (who must all ask); any other tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def put(weight: torch.Tensor, value: torch.Tensor) -> None:
-    """Copy a whole tensor, the same on every rank, into a weight that may be sharded."""
-    if isinstance(weight, DTensor):
-        value = distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None)
-    weight.copy_(value)
-
-
-def full_weights(
-    named: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Whole weights one after the other, each gathered when it is asked for: no rank ever holds two of them.
-
-    dtype: converted before they travel; None keeps theirs. Every rank must take all of them, in this order.
-    """
-    for name, tensor in named:
-        narrow = tensor.detach()
-        yield name, full(narrow if dtype is None or not narrow.is_floating_point() else narrow.to(dtype))
-
-
-def on_own_device() -> None:
-    """For a new thread: CUDA would take it to be on the first GPU, whatever the rank's own is."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(current().local)
-
-
-def device_of(weight: torch.Tensor) -> torch.device:
-    """Where a model computes that has this weight; offloaded shards lie elsewhere."""
-    if isinstance(weight, DTensor) and weight.device_mesh.device_type == "cuda":
-        return torch.device("cuda", torch.cuda.current_device())
-    return weight.device

@@ -3,63 +3,76 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.util
 from collections.abc import Callable
 
 import torch
 
-from tppo.config.run import Compute, RunConfig, validate
+from tppo.algorithms.check import checked_parts
+from tppo.config.run import RunConfig, validate
 from tppo.data.workload import Workload
 from tppo.engines.base import Engine
-from tppo.engines.embedded import TorchEngine
+from tppo.engines.embedded import EmbeddedEngine
 from tppo.engines.sharded import ShardedEngine
 from tppo.engines.vllm import VLLM_REMEDY
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
-from tppo.models.base import CriticModel, PackedModel, PolicyModel
-from tppo.ranks.ranks import Ranks, current, shard
+from tppo.models.base import Model, PackedModel, PolicyModel
+from tppo.models.place import pick_device, place
+from tppo.ranks.ranks import Ranks, current
+
+OpenEngine = Callable[[RunConfig, Workload], Engine]
 
 
-def build_trainer(config: RunConfig, open_engine: Callable[[RunConfig, Workload], Engine] | None = None) -> Trainer:
+def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, ranks: Ranks | None = None) -> Trainer:
     """Validate, then load models and data, then open the engine (``build_engine`` unless another is asked for).
 
     Under ``torchrun`` every rank calls this; models are sharded among them and each has an engine of its own, or one
-    of ``vllm.tensor_parallel`` ranks together.
+    of ``vllm.tensor_parallel`` ranks together. ranks: None is those of this process.
     """
+    ranks = current() if ranks is None else ranks
     validate(config)
     if config.engine == "vllm" and open_engine is None and importlib.util.find_spec("vllm") is None:
         raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
-    check_ranks(config, current())
-    device = pick_device(config.compute.device)
-    workload = config.task.build(config)
-    if config.algorithm.policy_loss.kl_coef > 0:
-        workload = dataclasses.replace(workload, reference=copy.deepcopy(workload.policy))
+    check_ranks(config, ranks)
+    device = pick_device(config.compute.device, ranks)
+    workload = config.task.build(config, ranks)
+    models = networks(config, workload)
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
-    for name, model in (("policy", workload.policy), ("critic", workload.critic)):
+    for model in models.values():
+        place(model, workload.fill, device, ranks, config.compute)
+    if spare is not None:  # the embedded engine's own copy is never sharded
+        place(spare, workload.fill, device, ranks)
+    if open_engine is not None:
+        engine = open_engine(config, workload)
+    else:
+        engine = build_engine(config, workload, spare, ranks=ranks)
+    if ranks.size > 1:
+        engine = ShardedEngine(engine, ranks, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
+    return Trainer(config, workload, models, engine, ranks)
+
+
+def networks(config: RunConfig, workload: Workload) -> dict[str, Model]:
+    """The policy, and what the auxiliaries of the algorithm start with, by name. Raises ConfigError."""
+    parts = checked_parts(config.algorithm, config.rollout)
+    models: dict[str, Model] = {"policy": workload.policy}
+    models |= {aux.name: aux.start(workload) for aux in parts.auxiliaries}
+    for name, model in models.items():
         if config.compute.packed and not isinstance(model, PackedModel):
             raise ConfigError("compute.packed", True, f"False: the {name} of this task takes padded rows only")
-    for each in (workload.policy, workload.critic, workload.reference):
-        if each is not None:
-            place(each, workload, device, config.compute)
-    if spare is not None:  # the embedded engine's own copy is never sharded
-        place(spare, workload, device, None)
-    engine = open_engine(config, workload) if open_engine is not None else build_engine(config, workload, spare)
-    if current().size > 1:
-        engine = ShardedEngine(engine, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
-    return Trainer(config, workload, engine)
+    return models
 
 
-def build_engine(config: RunConfig, workload: Workload, own: PolicyModel | None = None) -> Engine:
+def build_engine(config: RunConfig, workload: Workload, own: PolicyModel | None = None, *, ranks: Ranks) -> Engine:
     """The inference engine that the configuration names. own: a copy of the policy to give to the embedded engine."""
     if config.engine == "torch":
         policy = workload.policy if own is None else own
-        return TorchEngine(policy, prefill_tokens=config.compute.micro_batch_tokens, given=own is not None)
+        return EmbeddedEngine(policy, prefill_tokens=config.compute.micro_batch_tokens, given=own is not None)
     if not config.vllm.restarts:
-        return _vllm(config, workload)
+        return _vllm(config, workload, ranks)
     from tppo.engines.restarting import RestartingEngine
 
-    return RestartingEngine(lambda: _vllm(config, workload), config.vllm.restarts)
+    return RestartingEngine(lambda: _vllm(config, workload, ranks), config.vllm.restarts)
 
 
 def check_ranks(config: RunConfig, ranks: Ranks) -> None:
@@ -85,39 +98,9 @@ def check_ranks(config: RunConfig, ranks: Ranks) -> None:
         raise ConfigError("compute.cpu_offload", True, "False without a GPU", "the shards are in the machine's memory")
 
 
-def place(model: PolicyModel | CriticModel, workload: Workload, device: torch.device, compute: Compute | None) -> None:
-    """Shard a model (unless ``compute`` is None), move it to the device, and give it weights if it has none yet."""
-    assert isinstance(model, torch.nn.Module)
-    empty = any(p.is_meta for p in model.parameters())
-    if not empty:
-        model.to(device)
-    if compute is not None:
-        shard(model, compute, device)
-    if empty:
-        assert workload.fill is not None, "a workload whose models come without weights must bring `fill`"
-        model.to_empty(device="cpu" if compute is not None and compute.cpu_offload else device)
-        workload.fill(model)
-
-
-def _vllm(config: RunConfig, workload: Workload) -> Engine:
+def _vllm(config: RunConfig, workload: Workload, ranks: Ranks) -> Engine:
     from tppo.engines.vllm import VllmEngine
 
     if workload.folder is None:
         raise ConfigError("engine", "vllm", "a task with a Hugging Face folder", "use engine 'torch' for it")
-    return VllmEngine(workload.folder, config.vllm, dtype=config.compute.dtype, seed=config.seed)
-
-
-def pick_device(name: str) -> torch.device:
-    """Raises ConfigError when the device is unknown or absent."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{current().local}"  # each rank its own
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError(f"{device.type} is not supported")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError("compute.device", name, "auto, cpu, or a CUDA device of this machine", str(error)) from None
-    return device
+    return VllmEngine(workload.folder, config.vllm, dtype=config.compute.dtype, seed=config.seed, ranks=ranks)

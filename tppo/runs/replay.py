@@ -1,16 +1,14 @@
 """The tokens of every step on disk, and training from them alone: one step under a debugger, without an engine.
 
-A dump holds, for each step, every response of its batch as it stood when the step ended. With the checkpoint before
-that step, ``Trainer.step`` makes the same weights again, bit for bit on the same kind of machine: the recorded tokens
-take the place of the engine's, and the recorded rewards that of the grader's. There is no second training loop.
+A dump holds, for each step, every response that trained as it stood when the step ended. With the checkpoint before
+that step, ``Trainer.train`` makes the same weights again, bit for bit on the same kind of machine: recorded tokens and
+rewards take the place of generation and grading. There is no second training loop.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,19 @@ import torch
 
 from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
-from tppo.engines.base import Continuation, GenerationRequest, Sampling
+from tppo.engines.base import EngineBase
 from tppo.environment import warn
 from tppo.errors import ConfigError, DataError, EngineError
-from tppo.loop.slots import SlotWindow
+from tppo.files import write_whole
+from tppo.loop.metrics import PhaseClock, Step
 from tppo.loop.trainer import Trainer
-from tppo.models.base import Model, PolicyModel
-from tppo.ranks.ranks import current, device_of, full
+from tppo.ranks.ranks import Ranks
+from tppo.ranks.shard import full
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import restore, stored_config
 from tppo.runs.checkpoint.files import verify
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
-from tppo.types import Response, Status
+from tppo.types import Continuation, Response
 
 
 class DumpFolder:
@@ -46,16 +45,12 @@ class DumpFolder:
 
     def write(self, trainer: Trainer, responses: Sequence[Response]) -> None:
         """The step that has just ended, and the hashes of the weights it made. A full disk is a warning."""
-        assert isinstance(trainer.critic, torch.nn.Module)
         step = trainer.steps_done - 1
-        about = {"step": step, "policy": digest(trainer.policy_module), "critic": digest(trainer.critic)}
-        if not current().main:
+        about = {"step": step, **digests(trainer)}
+        if not trainer.ranks.main:
             return
-        path = dump_file(self.path, step)
-        partial = path.with_suffix(".partial")
         try:
-            partial.write_bytes(pack_responses(responses, about))
-            os.replace(partial, path)
+            write_whole(dump_file(self.path, step), pack_responses(responses, about))
         except OSError as error:
             warn(f"the tokens of step {step} were not dumped ({error.strerror}); free disk space. Training goes on")
 
@@ -63,6 +58,11 @@ class DumpFolder:
 def dump_file(folder: Path, step: int) -> Path:
     """The dump of one step, counted from 0."""
     return folder / f"step-{step:08d}.safetensors"
+
+
+def digests(trainer: Trainer) -> dict[str, str]:
+    """A digest of every network, by name."""
+    return {name: digest(model) for name, model in trainer.networks.models.items()}
 
 
 def digest(module: torch.nn.Module) -> str:
@@ -74,114 +74,54 @@ def digest(module: torch.nn.Module) -> str:
     return out.hexdigest()
 
 
-class RecordedEngine:
-    """Answers with what was recorded, and scores by the trainer's own policy: there are no other weights here."""
-
-    def __init__(self, policy: PolicyModel) -> None:
-        self.policy = policy
-        self.recorded: dict[int, Response] = {}
-
-    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-        """Nothing to load."""
-
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: Sampling,
-        done: Callable[[Continuation], None] | None = None,
-    ) -> list[Continuation]:
-        """The newest window of each recorded response; nobody is told, for rewards are recorded too.
-
-        Raises EngineError when it does not continue the request.
-        """
-        return [self._answer(request) for request in requests]
-
-    @torch.no_grad()
-    def score(self, tokens: Sequence[int], first: int) -> list[float]:
-        """Log-probability of ``tokens[first:]``, at temperature 1."""
-        ids = torch.tensor([tokens], device=device_of(next(iter(self.policy.weights()))[1]))
-        assert isinstance(self.policy, Model)
-        logprobs = self.policy(lambda p: p.logits(p.hidden(ids)[0, first - 1 : -1]).float().log_softmax(-1))
-        return logprobs.gather(-1, ids[0, first:, None]).squeeze(-1).tolist()
-
-    def close(self) -> None:
-        """Nothing to free."""
-
-    def _answer(self, request: GenerationRequest) -> Continuation:
-        r = self.recorded.get(request.uid)
-        if r is None or request.tokens != (*r.prompt.tokens, *r.tokens[: r.start]):
-            raise EngineError(f"response {request.uid} does not stand where its record says")
-        stopped = r.status in (Status.EOS, Status.EMPTY)
-        return Continuation(r.uid, tuple(r.tokens[r.start :]), tuple(r.logprobs[r.start :]), stopped)
-
-
-class _RecordedWindow(SlotWindow):
-    """Full of the responses of one recorded step, as they stood when it began; rewards come with the tokens."""
-
-    def put(self, responses: Sequence[Response]) -> None:
-        self.recorded = {r.uid: r for r in responses}
-        self.in_flight = [_before(r) for r in responses]
-        self.slots = len(responses)
-
-    def extend(self, continuations: Sequence[Continuation], version: int) -> None:
-        super().extend(continuations, version)
-        for response in self.in_flight:
-            response.reward = self.recorded[response.uid].reward  # nobody grades what has a reward
-
-
-def replay(checkpoint: Path, dump: Path, *, steps: int = 1, config: RunConfig | None = None) -> Iterator[Replayed]:
+def replay(
+    checkpoint: Path, dump: Path, *, steps: int = 1, config: RunConfig | None = None, ranks: Ranks | None = None
+) -> Iterator[Replayed]:
     """Train ``steps`` steps from the dump, beginning where the checkpoint stands; yields after each.
 
     config: with other values, to see what a step would have done; None is the checkpoint's own. Raises CheckpointError,
     DataError when the dump lacks a step.
     """
     verify(checkpoint)
-    trainer = build_trainer(config or stored_config(checkpoint), _no_engine)
+    trainer = build_trainer(config or stored_config(checkpoint), _no_engine, ranks=ranks)
     restore(trainer, checkpoint)
-    engine, old = trainer.engine, trainer.window
-    assert isinstance(engine, RecordedEngine)
-    window = _RecordedWindow(
-        old.prompts,
-        slots=old.slots,
-        group_size=old.group_size,
-        window=old.window,
-        max_response_tokens=old.max_response_tokens,
-    )
-    trainer.window = window
     for _ in range(steps):
         path = dump_file(dump, trainer.steps_done)
         responses, about = read_responses(path)
         if about.get("step") != trainer.steps_done:
             raise DataError(f"{path} is of step {about.get('step')}: expected step {trainer.steps_done}")
-        window.put(responses)
-        engine.recorded = window.recorded
-        yield Replayed(trainer, trainer.step(), about)
+        for response in responses:
+            del response.values[response.start :]  # the critic's values of the newest window come with the step
+        yield Replayed(trainer, trainer.train(responses, PhaseClock(trainer.watch)), about)
 
 
 class Replayed:
-    """trainer: as it stands after the step. metrics: of the step. same: do the weights equal the recorded ones?"""
+    """A step that was made again."""
 
-    def __init__(self, trainer: Trainer, metrics: dict[str, Any], about: dict[str, Any]) -> None:
-        assert isinstance(trainer.critic, torch.nn.Module)
-        self.trainer, self.metrics = trainer, metrics
-        made = {"policy": digest(trainer.policy_module), "critic": digest(trainer.critic)}
-        self.same = {name: made[name] == about.get(name) for name in made}
-
-
-def _no_engine(config: RunConfig, workload: Workload) -> RecordedEngine:
-    return RecordedEngine(workload.policy)
+    def __init__(self, trainer: Trainer, step: Step, about: dict[str, Any]) -> None:
+        """about: what the dump says of the step."""
+        self.trainer, self.step = trainer, step
+        self.same = {name: made == about.get(name) for name, made in digests(trainer).items()}
+        """Name of a network to whether its weights equal the recorded ones."""
 
 
-def _before(r: Response) -> Response:
-    """A recorded response as it stood when the step began."""
-    cut = lambda values, kind: array(kind, values[: r.start])  # noqa: E731
-    return Response(
-        uid=r.uid,
-        group=r.group,
-        prompt=r.prompt,
-        tokens=cut(r.tokens, "q"),
-        logprobs=cut(r.logprobs, "d"),
-        values=cut(r.values, "d"),
-        versions=cut(r.versions, "q"),
-        window_starts=r.window_starts[:-1],
-    )
+class NoEngine(EngineBase):
+    """Stands where a trainer wants an engine and generates nothing."""
+
+    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        """Take no weights."""
+
+    def generate(self, requests: Any, sampling: Any, done: Any = None) -> list[Continuation]:
+        """Raise EngineError."""
+        raise EngineError("a replay has no engine: its tokens are recorded")
+
+    def score(self, tokens: Sequence[int], first: int) -> list[float]:
+        """Raise EngineError."""
+        raise EngineError("a replay has no engine: its tokens are recorded")
+
+    def close(self) -> None:
+        """Free nothing."""
+
+
+def _no_engine(config: RunConfig, workload: Workload) -> NoEngine:
+    return NoEngine()

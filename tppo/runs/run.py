@@ -16,14 +16,14 @@ from tppo.environment import warn
 from tppo.errors import ConfigError, EngineError, OutputError
 from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
-from tppo.ranks.ranks import current
+from tppo.ranks.ranks import Ranks, current
+from tppo.runs.beginnings import begin, find_beginnings
 from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
 from tppo.runs.curves import draw_curves
 from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_folder, read_metrics
 from tppo.runs.replay import DumpFolder
-from tppo.runs.value_pretraining import find_critic, note, report, start_critic
 from tppo.runs.watchdog import Termination, Watchdog
 
 
@@ -35,34 +35,35 @@ def run(
     resume: str | None = None,
     allow_change: Sequence[str] = (),
     dump: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train and return the summary that is also in ``out/summary.json``.
 
     resume: 'auto' or the folder of a checkpoint in ``out``; None starts a run. allow_change: fields that may differ
     from those the checkpoint was made with. dump: a folder for the tokens of every step (see ``tppo.runs.replay``).
+    ranks: None is those of this process.
 
     An interrupt (Ctrl-C) ends the run between or inside steps; what was done so far is written all the same, with
     ``interrupted`` true. SIGTERM saves a checkpoint when the step ends, and ends the run (``terminated``). Any other
     error is noted in the summary as ``error`` and raised.
     """
     start = time.perf_counter()
-    ranks = current()
+    ranks = current() if ranks is None else ranks
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
         warn(f"skipped {reason}")
     if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
         warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
-    critic = ranks.lead(lambda: find_critic(config)) if choice.checkpoint is None else None
-    trainer = build_trainer(config)
+    beginnings = ranks.lead(lambda: find_beginnings(config)) if choice.checkpoint is None else {}
+    trainer = build_trainer(config, ranks=ranks)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
-    if critic is not None:
-        start_critic(trainer.critic, critic)
+    begin(trainer, beginnings)
     resumed = None if resume is None else Resumed(trainer.steps_done, totals.metrics_bytes, choice.changed)
-    folder = _open(out, config, resumed)
+    folder = _open(out, config, resumed, ranks)
     watchdog = Watchdog(config.phase_limit_seconds)
     trainer.watch = watchdog.enter
-    store = CheckpointStore(out, config.checkpoint, watch=watchdog.enter)
+    store = CheckpointStore(out, config.checkpoint, ranks, watch=watchdog.enter)
     if choice.checkpoint is not None:
         store.saved_step = trainer.steps_done
     before = totals.wall_seconds
@@ -105,16 +106,16 @@ def _choose(config: RunConfig, out: Path, resume: str | None, allow_change: Sequ
     return choice
 
 
-def _open(out: Path, config: RunConfig, resumed: Resumed | None) -> RunFolder | NoFolder:
+def _open(out: Path, config: RunConfig, resumed: Resumed | None, ranks: Ranks) -> RunFolder | NoFolder:
     """The folder on rank 0, and nothing on the others."""
     folder: RunFolder | NoFolder = NoFolder()
     failure = None
-    if current().main:
+    if ranks.main:
         try:
             folder = RunFolder(out, config, resumed)
         except ConfigError as error:
             failure = error
-    current().together(None, failure)
+    ranks.together(None, failure)
     return folder
 
 
@@ -133,7 +134,7 @@ class _Run:
     ) -> None:
         self.trainer, self.folder, self.store, self.dumps = trainer, folder, store, dumps
         self.totals, self.termination, self.began = totals, termination, began
-        self.options = trainer.config.checkpoint
+        self.options, self.ranks = trainer.config.checkpoint, trainer.ranks
         self.stalled = 0.0  # seconds that training waited for checkpoints since the last line of metrics
 
     def train(self, summary: dict[str, Any], progress: bool) -> None:
@@ -148,7 +149,7 @@ class _Run:
             totals.base_rate, totals.base_se = base.solve_rate, base.standard_error
         summary |= {"solve_rate_base": totals.base_rate, "solve_rate_base_se": totals.base_se}
         bar = tqdm(
-            total=c.steps, initial=trainer.steps_done, disable=not (progress and current().main), file=sys.stderr,
+            total=c.steps, initial=trainer.steps_done, disable=not (progress and self.ranks.main), file=sys.stderr,
             dynamic_ncols=True, desc=c.recipe, unit="step",
         )  # fmt: skip
         with bar:
@@ -158,7 +159,7 @@ class _Run:
                 except EngineError as error:
                     # Nothing of this step is done yet: what was in flight before it is what will be resumed. Ranks that
                     # know nothing of it cannot take part; torchrun ends them, and the last checkpoint has to do.
-                    if current().size == 1 or current().agreed(error):
+                    if self.ranks.size == 1 or self.ranks.agreed(error):
                         self.save()
                         self.store.wait()
                     raise
@@ -171,7 +172,9 @@ class _Run:
             return
         if totals.reached_target:
             summary["stopped_at_target"] = True
-        summary |= report(c, totals)
+        if trainer.parts.stop is not None:
+            last = totals.watched[-1] if totals.watched else None
+            summary["stop"] = {"ended": totals.enough or "all steps were done", trainer.parts.stop.metric: last}
         if totals.evaluated_at != trainer.steps_done:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
@@ -179,16 +182,15 @@ class _Run:
 
     def terminated(self) -> bool:
         """Whether some rank was asked to end."""
-        return current().any(self.termination.requested)
+        return self.ranks.any(self.termination.requested)
 
     def step(self) -> dict[str, Any]:
         """A step, its evaluation, its line of metrics and its checkpoint; in this order, so that each has the last."""
         c, totals, trainer = self.trainer.config, self.totals, self.trainer
-        responses = trainer.window.admit()  # the same that the step will admit; it fills them in
         began = time.perf_counter()
-        metrics = trainer.step()
+        done = trainer.step()
         # Held-out evaluation is not part of training time: it can be done by anyone, at any time.
-        seconds = time.perf_counter() - began
+        seconds, metrics = time.perf_counter() - began, done.metrics
         totals.train_seconds += seconds
         totals.tokens_generated += metrics["new_tokens"]
         metrics |= {"seconds_step": seconds, "train_seconds": totals.train_seconds}
@@ -202,20 +204,27 @@ class _Run:
             totals.best = held_out.solve_rate if record else totals.best
             totals.reached_target = c.evaluation.stop_at is not None and held_out.solve_rate >= c.evaluation.stop_at
         if self.dumps is not None:
-            self.dumps.write(trainer, responses)
+            self.dumps.write(trainer, done.responses)
         self.folder.log(metrics)
-        note(c, totals, metrics)
-        totals.value_stop = current().broadcast(totals.value_stop)  # of sums that another machine may round otherwise
+        self.note(metrics)
         due = self.options.every and (trainer.steps_done % self.options.every == 0 or self.ended)
         if due or (record and self.options.every and self.options.keep_best):
             self.save()
         return metrics
 
+    def note(self, metrics: dict[str, Any]) -> None:
+        """Ask the algorithm whether it has done enough."""
+        stop, totals = self.trainer.parts.stop, self.totals
+        if stop is not None and metrics.get(stop.metric) is not None:
+            totals.watched.append(metrics[stop.metric])
+            # Rank 0 decides: its sums may be rounded otherwise than those of another machine.
+            totals.enough = self.ranks.broadcast(stop.why(totals.watched))
+
     @property
     def ended(self) -> bool:
         """All steps are done, or a criterion of the configuration was reached."""
         done = self.trainer.steps_done >= self.trainer.config.steps
-        return done or self.totals.reached_target or bool(self.totals.value_stop)
+        return done or self.totals.reached_target or bool(self.totals.enough)
 
     def save(self, *, first: bool = False) -> None:
         """Copy the run's state and write it in the background. The first one is written now: a disk that refuses it
@@ -233,7 +242,7 @@ class _Run:
         except OSError as error:
             refused = True
             warn(f"no checkpoint of step {at}: metrics.jsonl cannot be written ({error.strerror}); training goes on")
-        if current().any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
+        if self.ranks.any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
         contents = capture(self.trainer, self.totals)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from paper_repro.studies.learning.bootstrap import compare, interval, interval_limit
 from paper_repro.studies.learning.trials import (
     LABELS,
@@ -15,6 +17,8 @@ from paper_repro.studies.learning.trials import (
     reach,
     train_all,
 )
+from paper_repro.studies.learning.variants import CRITIC, WINDOWED_CRITIC, ppo, tppo, waiting
+from tppo.algorithms import Algorithm
 from tppo.figures import new_figure
 from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
@@ -24,28 +28,24 @@ TARGET = 0.85
 TPPO = "T-PPO"
 WAIT = "wait for the end"
 PPO = "PPO, critic apart"
-TD: dict[str, object] = {"algorithm__value_target__lam": LAM}
-ALL: dict[str, object] = TD | {"algorithm__value_target__responses": "all"}
-WAITS: dict[str, object] = {"algorithm__filter__train_on": "finished", "algorithm__filter__ignore_last": 0}
-WHOLE: dict[str, object] = {"algorithm__schedule__window": 64, "algorithm__filter__ignore_last": 0}
-VARIANTS: dict[str, dict[str, object]] = {
-    TPPO: {},
-    "no token filter": {"algorithm__filter__ignore_last": 0},
-    "critic on all": ALL,
-    "critic on all, no token filter": ALL | {"algorithm__filter__ignore_last": 0},
-    WAIT: WAITS,
-    f"{WAIT}, critic on all": WAITS | ALL,
-    PPO: WHOLE,
-    "PPO, critic on the policy's targets": WHOLE | TD,
+ON_ALL = replace(WINDOWED_CRITIC, lam=LAM, responses="all")
+VARIANTS: dict[str, Algorithm] = {
+    TPPO: tppo(WINDOW, ignore_last=IGNORE_LAST),
+    "no token filter": tppo(WINDOW, ignore_last=0),
+    "critic on all": tppo(WINDOW, ignore_last=IGNORE_LAST, critic=ON_ALL),
+    "critic on all, no token filter": tppo(WINDOW, ignore_last=0, critic=ON_ALL),
+    WAIT: waiting(WINDOW),
+    f"{WAIT}, critic on all": waiting(WINDOW, critic=ON_ALL),
+    PPO: ppo(),
+    "PPO, critic on the policy's targets": ppo(critic=replace(CRITIC, lam=LAM)),
 }
 
 
 def plan(options: StudyOptions) -> list[Run]:
     """Every variant with every seed."""
-    base = {"algorithm__schedule__window": WINDOW, "algorithm__filter__ignore_last": IGNORE_LAST}
     return [
-        Run(name, heavy_tailed(seed=seed, **(base | changes)), ("tokens", 2 * TOKENS if options.full else TOKENS))
-        for name, changes in VARIANTS.items()
+        Run(name, heavy_tailed(algorithm, seed=seed), ("tokens", 2 * TOKENS if options.full else TOKENS))
+        for name, algorithm in VARIANTS.items()
         for seed in range(options.seed, options.seed + options.seeds)
     ]
 

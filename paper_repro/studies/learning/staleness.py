@@ -19,6 +19,8 @@ from paper_repro.studies.learning.trials import (
     on_grid,
     train_all,
 )
+from paper_repro.studies.learning.variants import ppo, tppo, waiting, waiting_behaviour
+from tppo.algorithms import Algorithm
 from tppo.figures import new_figure
 from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
@@ -30,14 +32,13 @@ DECODE_STEPS = 480
 RATES = (0.05, 0.2)
 UNCAPPED = 1e9  # importance weights of a run are far below
 TPPO, PPO, DECOUPLED = "T-PPO", "PPO", "wait, decoupled"
-WAITS: dict[str, object] = {"algorithm__filter__train_on": "finished", "algorithm__filter__ignore_last": 0}
-VARIANTS: dict[str, dict[str, object]] = {
-    TPPO: {},
-    "wait, uncorrected": WAITS,
-    "wait, ratio to behaviour": WAITS | {"algorithm__policy_loss__old_logprobs": "behaviour"},
-    DECOUPLED: WAITS | {"algorithm__policy_loss__importance_cap": UNCAPPED},
-    "wait, decoupled, cap 2": WAITS | {"algorithm__policy_loss__importance_cap": 2.0},
-    PPO: {"algorithm__schedule__window": 64, "algorithm__filter__ignore_last": 0},
+VARIANTS: dict[str, Algorithm] = {
+    TPPO: tppo(WINDOW),
+    "wait, uncorrected": waiting(WINDOW),
+    "wait, ratio to behaviour": waiting_behaviour(WINDOW),
+    DECOUPLED: waiting(WINDOW, importance_cap=UNCAPPED),
+    "wait, decoupled, cap 2": waiting(WINDOW, importance_cap=2.0),
+    PPO: ppo(),
 }
 
 
@@ -54,17 +55,16 @@ def label(name: str, rate: float) -> str:
 def plan(options: StudyOptions) -> list[Run]:
     """Every variant at every learning rate with every seed, all for the same clock time."""
     end = 2 * DECODE_STEPS if options.full else DECODE_STEPS
-    base = {"algorithm__schedule__window": WINDOW}
     return [
         Run(
             label(name, rate),
-            heavy_tailed(seed=seed, policy__lr=rate, **(base | changes)),
+            heavy_tailed(algorithm, seed=seed, rate=rate),
             ("decode_steps", end),
             points=20,
             observe=age,
         )
         for rate in RATES
-        for name, changes in VARIANTS.items()
+        for name, algorithm in VARIANTS.items()
         for seed in range(options.seed, options.seed + options.seeds)
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,19 +11,23 @@ from numpy.typing import NDArray
 
 from paper_repro.studies.learning.bootstrap import Floats, band, interval, interval_limit
 from paper_repro.studies.learning.trials import (
+    DEMANDS,
     LABELS,
     Row,
     Run,
     Truth,
     by_variant,
+    critic_table,
     heavy_tailed,
     on_grid,
     tidy,
     train_all,
 )
+from paper_repro.studies.learning.variants import WINDOWED_CRITIC, tppo
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from sim.mdp.table import TokenMDP
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
 from tppo.figures import PALETTE, new_figure
 from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
@@ -44,7 +49,7 @@ LADDER = TokenMDPTask(size=3, num_prompts=4, base_skill=0.3, base_stop_prob=0.03
 def believed(trainer: Trainer, metrics: Row, truth: Truth) -> Row:
     """Solved and finished responses of the step, and the critic's mean error over the states the policy visits."""
     V_S, visits_S = truth.values(truth.policy(trainer))
-    critic_S = next(trainer.critic.parameters()).detach().double().numpy()  # type: ignore[attr-defined]
+    critic_S = critic_table(trainer).values_S.detach().double().numpy()
     return {
         "finished": metrics["finished"],
         "solved": round((metrics["solve_rate"] or 0.0) * metrics["finished"]),
@@ -138,22 +143,19 @@ def plan(options: StudyOptions) -> list[Run]:
     The critic's loss is a mean over tokens. On the other studies' table, whole responses compare it with the default,
     a mean over responses of means over tokens.
     """
-    ladder: dict[str, object] = {"task": LADDER}
-    demands: dict[str, object] = {}
-    kinds: list[tuple[str, int, float, str, dict[str, object]]] = []
+    per_token = replace(WINDOWED_CRITIC, mini_batch=SLOTS, aggregation="token-mean")
+    per_response = replace(per_token, aggregation="seq-mean-token-mean")
+    kinds: list[tuple[str, int, float, WindowedCriticOptions, TokenMDPTask]] = []
     for window in WINDOWS:
-        kinds += [(f"W = {window}", window, 0.0, "token-mean", ladder)]
-        kinds += [(f"W = {window}, {LEARNING}", window, 0.05, "token-mean", ladder)]
-    kinds += [(PER_TOKEN, WINDOWS[-1], 0.0, "token-mean", demands)]
-    kinds += [(PER_RESPONSE, WINDOWS[-1], 0.0, "seq-mean-token-mean", demands)]
+        kinds += [(f"W = {window}", window, 0.0, per_token, LADDER)]
+        kinds += [(f"W = {window}, {LEARNING}", window, 0.05, per_token, LADDER)]
+    kinds += [(PER_TOKEN, WINDOWS[-1], 0.0, per_token, DEMANDS)]
+    kinds += [(PER_RESPONSE, WINDOWS[-1], 0.0, per_response, DEMANDS)]
     runs = []
-    for name, window, rate, aggregation, task in kinds:
+    for name, window, rate, critic, task in kinds:
         for seed in range(options.seed, options.seed + options.seeds):
-            config = heavy_tailed(
-                seed=seed, algorithm__schedule__window=window, rollout__slots=SLOTS, policy__mini_batch=SLOTS,
-                critic__mini_batch=SLOTS, policy__lr=rate, algorithm__value_target__warmup_steps=0,
-                algorithm__value_target__aggregation=aggregation,
-            ).with_values(**task)  # fmt: skip
+            algorithm = replace(tppo(window, critic=critic), warmup_steps=0)
+            config = heavy_tailed(algorithm, seed=seed, rate=rate, slots=SLOTS, mini_batch=SLOTS, task=task)
             runs.append(Run(name, config, ("step", STEPS), points=STEPS, critic="exact", observe=believed))
     return runs
 

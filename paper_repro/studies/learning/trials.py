@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,14 +25,16 @@ from paper_repro.studies.learning.bootstrap import Floats, band
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from sim.mdp.table import TokenMDP
+from tppo.algorithms import Algorithm
 from tppo.config.run import RunConfig
 from tppo.figures import PALETTE
+from tppo.models.tabular import TabularCritic
 from tppo.studies.study import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tppo.engines.base import Continuation, Engine, GenerationRequest, Sampling
+    from tppo.loop.metrics import Step
     from tppo.loop.trainer import Trainer
 
 Row = dict[str, Any]
@@ -45,31 +47,36 @@ LABELS: dict[str, str] = {
 }
 
 
-def heavy_tailed(**changes: Any) -> RunConfig:
-    """The token-mdp recipe on demands with a Pareto tail of index 1/2, cut at 31, and a cap of 64 tokens.
+DEMANDS = TokenMDPTask(family="tailed_length", size=31, num_tokens=6, tail=0.5, base_skill=0.3, base_stop_prob=0.1)
+"""A Pareto tail of index 1/2, cut at 31; the start policy solves 59% in 7.4 tokens on average."""
 
-    The start policy solves 59% in 7.4 tokens on average; 50, 90 and 99% of its responses have at most 5, 15, 33 tokens.
-    32 slots and one optimiser step a training step, so that data are scarce; no positive-example loss, so that the
-    policy learns from advantages alone.
+
+def heavy_tailed(
+    algorithm: Algorithm,
+    *,
+    seed: int,
+    rate: float = 0.05,
+    slots: int = 32,
+    mini_batch: int = 32,
+    task: TokenMDPTask = DEMANDS,
+) -> RunConfig:
+    """The token-mdp recipe on demands with a heavy tail and a cap of 64 tokens.
+
+    Of the start policy's responses 50, 90 and 99% have at most 5, 15, 33 tokens. 32 slots and one optimiser step a
+    training step, so that data are scarce. rate: learning rate of the policy.
     """
-    return (
-        token_mdp()
-        .with_values(
-            task=TokenMDPTask(
-                family="tailed_length", size=31, num_tokens=6, tail=0.5, base_skill=0.3, base_stop_prob=0.1
-            ),
-            steps=10**6,
-            rollout__slots=32,
-            rollout__max_response_tokens=64,
-            policy__mini_batch=32,
-            critic__mini_batch=32,
-            evaluation__every=0,
-            compute__device="cpu",
-            algorithm__filter__ignore_last=1,
-            algorithm__policy_loss__lm_coef=0.0,
-        )
-        .with_values(**changes)
-    )
+    recipe = token_mdp()
+    return replace(
+        recipe,
+        task=task,
+        algorithm=algorithm,
+        seed=seed,
+        steps=10**6,
+        rollout=replace(recipe.rollout, slots=slots, max_response_tokens=64),
+        policy=replace(recipe.policy, lr=rate, mini_batch=mini_batch),
+        evaluation=replace(recipe.evaluation, every=0),
+        compute=replace(recipe.compute, device="cpu"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,30 +129,16 @@ class Truth:
         return (visits_HS * V_HS).sum(axis=0) / np.maximum(visits_S, 1e-300), visits_S
 
 
-class _CountingEngine:
-    """Counts the decode steps of the engine it stands for."""
+def decode_steps(step: Step) -> int:
+    """Decode steps of one training step: new tokens of the response that got most."""
+    return max(len(r.tokens) - r.start for r in step.responses)
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.decode_steps = engine, 0
 
-    def load_policy(self, named_tensors: Iterable[tuple[str, Any]], version: int) -> None:
-        self.engine.load_policy(named_tensors, version)
-
-    def generate(
-        self,
-        requests: Sequence[GenerationRequest],
-        sampling: Sampling,
-        done: Callable[[Continuation], None] | None = None,
-    ) -> list[Continuation]:
-        answers = self.engine.generate(requests, sampling, done)
-        self.decode_steps += max(len(a.tokens) for a in answers)
-        return answers
-
-    def score(self, tokens: Sequence[int], first: int) -> list[float]:
-        return self.engine.score(tokens, first)
-
-    def close(self) -> None:
-        self.engine.close()
+def critic_table(trainer: Trainer) -> TabularCritic:
+    """The critic, a value for each state."""
+    critic = trainer.networks.models["critic"]
+    assert isinstance(critic, TabularCritic)
+    return critic
 
 
 def train(run: Run) -> list[Row]:
@@ -158,11 +151,10 @@ def train(run: Run) -> list[Row]:
     from tppo.runs.build import build_trainer
 
     trainer, truth = build_trainer(run.config), Truth(run.config)
-    trainer.engine = engine = _CountingEngine(trainer.engine)
     if run.critic == "exact":
         V_S, _ = truth.values(truth.policy(trainer))
         with torch.no_grad():
-            next(trainer.critic.parameters()).copy_(torch.from_numpy(V_S))  # type: ignore[attr-defined]
+            critic_table(trainer).values_S.copy_(torch.from_numpy(V_S))
     now: dict[str, int] = {"step": 0, "tokens": 0, "decode_steps": 0}
 
     def row() -> Row:
@@ -172,11 +164,12 @@ def train(run: Run) -> list[Row]:
     rows = [row()]
     clock, end = run.until
     while now[clock] < end:
-        metrics = trainer.step()
+        step = trainer.step()
+        metrics = step.metrics
         now = {
             "step": trainer.steps_done,
             "tokens": now["tokens"] + metrics["new_tokens"],
-            "decode_steps": engine.decode_steps,
+            "decode_steps": now["decode_steps"] + decode_steps(step),
         }
         if now[clock] * run.points // end > rows[-1][clock] * run.points // end:
             rows.append(row() | (run.observe(trainer, metrics, truth) if run.observe else {}))

@@ -15,6 +15,7 @@ from paper_repro.studies.learning.trials import (
     reach,
     train_all,
 )
+from paper_repro.studies.learning.variants import tppo
 from tppo.figures import new_figure
 from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
@@ -34,19 +35,16 @@ def plan(options: StudyOptions) -> list[Run]:
     """Every window with every seed; whole responses on as many tokens a step as the shortest window takes; and both
     ends at four times the policy's learning rate, for a rate that suits many small steps need not suit few large ones.
     """
-    variants: list[tuple[str, dict[str, object]]] = [
-        (f"W = {window}", {"algorithm__schedule__window": window}) for window in WINDOWS
-    ]
-    variants.append((HALF, {"algorithm__schedule__window": WINDOWS[-1], "rollout__slots": 16}))
-    for window in (WINDOWS[0], WINDOWS[-1]):
-        variants.append((fast(window), {"algorithm__schedule__window": window, "policy__lr": FAST_RATE}))
+    variants = [(f"W = {window}", window, 32, RATE) for window in WINDOWS]
+    variants.append((HALF, WINDOWS[-1], 16, RATE))
+    variants += [(fast(window), window, 32, FAST_RATE) for window in (WINDOWS[0], WINDOWS[-1])]
     return [
         Run(
             name,
-            heavy_tailed(seed=seed, **({"policy__lr": RATE} | changes)),
+            heavy_tailed(tppo(window), seed=seed, slots=slots, rate=rate),
             ("tokens", 2 * TOKENS if options.full else TOKENS),
         )
-        for name, changes in variants
+        for name, window, slots, rate in variants
         for seed in range(options.seed, options.seed + options.seeds)
     ]
 

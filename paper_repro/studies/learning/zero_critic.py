@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from paper_repro.studies.learning.trials import (
     Truth,
     by_variant,
     censored,
+    critic_table,
     draw_curves,
     heavy_tailed,
     on_grid,
@@ -21,6 +23,8 @@ from paper_repro.studies.learning.trials import (
     tidy,
     train_all,
 )
+from paper_repro.studies.learning.variants import WINDOWED_CRITIC, ppo, tppo
+from tppo.algorithms import Algorithm
 from tppo.figures import PALETTE, new_figure
 from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
 
@@ -46,9 +50,9 @@ def signal(trainer: Trainer, metrics: Row, truth: Truth) -> Row:
 
     from tppo.maths.advantages import egae
 
-    values = [r.values[r.start :] for r in trainer.window.in_flight]
+    values = [r.values[r.start :] for r in trainer.slots.in_flight]
     V_S, visits_S = truth.values(truth.policy(trainer))
-    critic_S = next(trainer.critic.parameters()).detach().double().numpy()  # type: ignore[attr-defined]
+    critic_S = critic_table(trainer).values_S.detach().double().numpy()
     out: Row = {
         "advantage_unfinished": None,
         "critic_error": round(float(np.sqrt((visits_S * (critic_S - V_S) ** 2).sum() / visits_S.sum())), 6),
@@ -74,21 +78,21 @@ def plan(options: StudyOptions) -> list[Run]:
     runs = []
     for seed in range(options.seed, options.seed + options.seeds):
 
-        def add(name: str, seed: int = seed, **changes: object) -> None:
-            base = {"algorithm__schedule__window": WINDOW, "algorithm__value_target__warmup_steps": 0}
-            config = heavy_tailed(seed=seed, **(base | changes))
+        def add(name: str, algorithm: Algorithm, seed: int = seed) -> None:
+            config = heavy_tailed(algorithm, seed=seed)
             critic: Literal["zero", "exact"] = "exact" if name.startswith(WARM) else "zero"
             runs.append(Run(name, config, ("step", steps), points=steps // 4, critic=critic, observe=signal))
 
         for tail, lr in (("", 0.05), (SLOW, SLOW_LR)):
-            add(COLD + tail, critic__lr=lr)
+            cold = replace(tppo(WINDOW, critic=replace(WINDOWED_CRITIC, lr=lr)), warmup_steps=0)
+            add(COLD + tail, cold)
             for steps_of_it in WARM_UPS:
-                add(warmed(steps_of_it) + tail, critic__lr=lr, algorithm__value_target__warmup_steps=steps_of_it)
-            add(RAW + tail, critic__lr=lr, algorithm__advantage__whiten=False)
+                add(warmed(steps_of_it) + tail, replace(cold, warmup_steps=steps_of_it))
+            add(RAW + tail, replace(cold, whiten=False))
             if not tail:
-                add(WARM)
-        add(COLD_PPO, algorithm__schedule__window=64)
-        add(WARM_PPO, algorithm__schedule__window=64)
+                add(WARM, cold)
+        add(COLD_PPO, replace(ppo(), warmup_steps=0))
+        add(WARM_PPO, replace(ppo(), warmup_steps=0))
     return runs
 
 

@@ -1,8 +1,8 @@
 """What a checkpoint holds, taken from a trainer and put back: nothing that the next step reads is left out.
 
-Models, optimisers, the responses in flight with everything that is known of their tokens, where the prompt stream
-stands, the counters, and the states of the global random generators (training itself draws from counter-based ones
-alone, but a task may use the others). So a resumed run repeats the lost one bit for bit.
+Networks and optimisers by name, the responses in flight with everything that is known of their tokens, where the prompt
+stream stands, the counters, and the states of the global random generators (training itself draws from counter-based
+ones alone, but a task may use the others). So a resumed run repeats the lost one bit for bit.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ from tppo.environment import environment
 from tppo.errors import CheckpointError, ConfigError
 from tppo.fit.optim import ModelOptimizer
 from tppo.loop.trainer import Trainer
-from tppo.models.base import CriticModel, PolicyModel
-from tppo.ranks.ranks import current
+from tppo.models.base import Model
 from tppo.runs.checkpoint.files import STATE, WINDOW, Contents, load_tensors, read_state
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
+
+POOLS = ("in_flight", "queue", "waiting", "ready")
+"""Where responses are between two steps, in the order in which they are stored."""
 
 
 @dataclass
 class Progress:
-    """Running totals of a run. Times in seconds, rates with their standard errors.
-
-    evaluated_at: steps done at the newest held-out evaluation. best: largest held-out solve rate during training.
-    metrics_bytes: length of metrics.jsonl. reached_target: evaluation.stop_at was reached. explained: of value
-    pretraining, the explained variance of each step so far. value_stop: why that ended early, empty while it has not.
-    """
+    """Running totals of a run. Times in seconds, rates with their standard errors."""
 
     tokens_generated: int = 0
     train_seconds: float = 0.0
@@ -46,33 +43,40 @@ class Progress:
     last_rate: float | None = None
     last_se: float | None = None
     evaluated_at: int | None = None
+    """Steps done at the newest held-out evaluation."""
     best: float | None = None
+    """Largest held-out solve rate during training."""
     metrics_bytes: int = 0
+    """Length of metrics.jsonl."""
     reached_target: bool = False
-    explained: list[float] = dataclasses.field(default_factory=list)
-    value_stop: str = ""
+    """evaluation.stop_at was reached."""
+    watched: list[float] = dataclasses.field(default_factory=list)
+    """The metric of the algorithm's stopping rule, of each step so far."""
+    enough: str = ""
+    """Why that rule ended the run; empty while it has not."""
 
 
 def capture(trainer: Trainer, progress: Progress) -> Contents:
     """Copy everything, between two steps. What is returned shares no memory with the trainer."""
-    window = trainer.window
+    slots, optimizers = trainer.slots, trainer.networks.optimizers
     tensors = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(trainer).items()}
+    pools = {name: getattr(slots, name) for name in POOLS}
     state = {
         "counters": {"steps_done": trainer.steps_done, "version": trainer.version},
-        "prompt_stream": {"cursor": window.cursor, "next_uid": window.next_uid},
-        "optimizer_updates": {name: o.schedule.last_epoch for name, o in _optimizers(trainer).items()},
-        "optimizer_state": {name: _state_names(o) for name, o in _optimizers(trainer).items()},
+        "prompt_stream": {"cursor": slots.cursor, "next_uid": slots.next_uid},
+        "optimizer_updates": {name: o.schedule.last_epoch for name, o in optimizers.items()},
+        "optimizer_state": {name: _state_names(o) for name, o in optimizers.items()},
         "random": _random_state(tensors),
         "progress": dataclasses.asdict(progress),
         "config": as_dict(trainer.config),
         "environment": environment(),
     }
+    everyone = {r.uid: r for pool in pools.values() for r in pool}  # one in flight may be ready too
+    about = {"pools": {name: [r.uid for r in pool] for name, pool in pools.items()}}
     return Contents(
         step=trainer.steps_done,
         tensors=tensors,
-        window=pack_responses([*window.in_flight, *window.waiting], {"waiting": len(window.waiting)})
-        if current().main
-        else b"",
+        window=pack_responses(list(everyone.values()), about) if trainer.ranks.main else b"",
         state=state,
         solve_rate=progress.last_rate if progress.evaluated_at == trainer.steps_done else None,
     )
@@ -80,14 +84,18 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
 
 def restore(trainer: Trainer, folder: Path) -> Progress:
     """Put a verified checkpoint into a newly built trainer. Raises CheckpointError or ConfigError if they disagree."""
-    state = read_state(folder)
+    state, optimizers = read_state(folder), trainer.networks.optimizers
     try:
-        _restore_window(trainer, folder, state["prompt_stream"])
+        _restore_slots(trainer, folder, state["prompt_stream"])
         rng = {name: torch.empty(size, dtype=torch.uint8) for name, size in state["random"]["tensors"].items()}
-        for name, optimizer in _optimizers(trainer).items():
+        if set(optimizers) != set(state["optimizer_state"]):
+            raise CheckpointError(
+                f"{folder}: optimisers of {sorted(state['optimizer_state'])}, this run trains {sorted(optimizers)}"
+            )
+        for name, optimizer in optimizers.items():
             _allocate(optimizer, state["optimizer_state"][name])
         load_tensors(folder, _tensors(trainer) | rng)
-        for name, optimizer in _optimizers(trainer).items():
+        for name, optimizer in optimizers.items():
             optimizer.resume_schedule(state["optimizer_updates"][name])
         _restore_random(state["random"], rng)
         trainer.steps_done, trainer.version = (state["counters"][key] for key in ("steps_done", "version"))
@@ -96,16 +104,9 @@ def restore(trainer: Trainer, folder: Path) -> Progress:
         raise CheckpointError(f"{folder / STATE}: {type(error).__name__}: {error}") from error
 
 
-def load_policy(policy: PolicyModel, folder: Path) -> None:
-    """Only the policy's weights. Raises CheckpointError when they are another model's."""
-    assert isinstance(policy, torch.nn.Module)
-    load_tensors(folder, _module_tensors("policy", policy), only="policy.")
-
-
-def load_critic(critic: CriticModel, folder: Path) -> None:
-    """Only the critic's weights. Raises CheckpointError when they are another model's."""
-    assert isinstance(critic, torch.nn.Module)
-    load_tensors(folder, _module_tensors("critic", critic), only="critic.")
+def load_network(name: str, model: Model, folder: Path) -> None:
+    """Only the weights of one network. Raises CheckpointError when they are another model's."""
+    load_tensors(folder, _module_tensors(name, model), only=f"{name}.")
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -139,18 +140,12 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}.{key}" if path else key)]
 
 
-def _optimizers(trainer: Trainer) -> dict[str, ModelOptimizer]:
-    return {"policy": trainer.policy_optimizer, "critic": trainer.critic_optimizer}
-
-
 def _tensors(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """The live tensors of models and optimisers, by name."""
-    critic, reference = trainer.critic, trainer.reference
-    assert isinstance(critic, torch.nn.Module)
-    out = _module_tensors("policy", trainer.policy_module) | _module_tensors("critic", critic)
-    if isinstance(reference, torch.nn.Module):
-        out |= _module_tensors("reference", reference)
-    for name, optimizer in _optimizers(trainer).items():
+    """The live tensors of networks and optimisers, by name."""
+    out: dict[str, torch.Tensor] = {}
+    for name, model in trainer.networks.models.items():
+        out |= _module_tensors(name, model)
+    for name, optimizer in trainer.networks.optimizers.items():
         for weight, p in optimizer.named:
             for key, value in optimizer.adamw.state.get(p, {}).items():
                 out[f"optimizer.{name}.{key}.{weight}"] = value
@@ -180,8 +175,8 @@ def _allocate(optimizer: ModelOptimizer, names: dict[str, list[str]]) -> None:
             }
 
 
-def _restore_window(trainer: Trainer, folder: Path, stream: dict[str, int]) -> None:
-    window, cap = trainer.window, trainer.config.rollout.max_response_tokens
+def _restore_slots(trainer: Trainer, folder: Path, stream: dict[str, int]) -> None:
+    slots, cap = trainer.slots, trainer.config.rollout.max_response_tokens
     responses, about = read_responses(folder / WINDOW)
     for r in responses:
         if trainer.workload.prompts(r.group) != r.prompt:
@@ -189,15 +184,16 @@ def _restore_window(trainer: Trainer, folder: Path, stream: dict[str, int]) -> N
                 f"{folder}: prompt {r.group} of the stream was {r.prompt.id!r} and is now "
                 f"{trainer.workload.prompts(r.group).id!r}: the training data or their order changed"
             )
-        if len(r.tokens) >= cap:
+        if len(r.tokens) >= cap and not r.status.finished:
             raise ConfigError(
                 "rollout.max_response_tokens",
                 cap,
                 f"more than {len(r.tokens)}, the length of response {r.uid} in flight",
             )
-    first_waiting = len(responses) - about["waiting"]
-    window.in_flight, window.waiting = responses[:first_waiting], responses[first_waiting:]
-    window.cursor, window.next_uid = stream["cursor"], stream["next_uid"]
+    by_uid = {r.uid: r for r in responses}
+    for name in POOLS:
+        setattr(slots, name, [by_uid[uid] for uid in about["pools"][name]])
+    slots.cursor, slots.next_uid = stream["cursor"], stream["next_uid"]
 
 
 def _random_state(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

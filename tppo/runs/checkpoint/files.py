@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import uuid
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,14 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from tppo.errors import CheckpointError
+from tppo.errors import CheckpointError, FormatError
 from tppo.files import flush, sha256_of, sha256_of_file
 from tppo.ranks.ranks import Ranks
+from tppo.ranks.shard import own_files, read_tensors, stored_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2  # 1 held a policy and a critic by these words; 2 holds networks by name
 """Goes up when an older version of this library could misread what a newer one writes."""
 MANIFEST, MANIFEST_HASH, STATE, WINDOW, TENSORS = (
     "manifest.json", "manifest.sha256", "state.json", "window.safetensors", "tensors",
@@ -57,31 +55,16 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def quiet_torch() -> None:
-    """torch.distributed.checkpoint warns at every call that there is one process; here that is no news.
-
-    A lasting filter: the ones that end with a block are not safe beside other threads.
-    """
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-
-
 def write(scratch: Path, contents: Contents, ranks: Ranks) -> None:
     """Fill ``scratch``, made here, and flush it to the disk. Each rank writes and hashes its own shards; window, state
     and manifest are rank 0's. Raises OSError, on all ranks.
     """
     ranks.lead(lambda: _make(scratch))
-    writer = dcp.HuggingFaceStorageWriter(str(scratch / TENSORS), save_distributed=ranks.size > 1)
-    try:
-        dcp.save(dict(contents.tensors), storage_writer=writer, process_group=ranks.group, no_dist=ranks.size == 1)
-    except dcp.CheckpointException as error:
-        cause = next(iter(error.failures.values()))[0]  # the wrapper itself is a BaseException
-        raise cause if isinstance(cause, OSError) else RuntimeError(str(error)) from None
+    write_tensors(scratch / TENSORS, contents.tensors, ranks)
     files: dict[str, dict[str, Any]] = {}
     failure = None
     try:
-        # The writer's names: of several ranks each has its number, from 1, in those of its files.
-        own = f"{TENSORS}/shard-{ranks.rank + 1:05d}-" if ranks.size > 1 else f"{TENSORS}/"
-        mine = [name for name in _files(scratch) if name.startswith(own)]
+        mine = [name for name in _files(scratch) if name.startswith(f"{TENSORS}/{own_files(ranks)}")]
         if ranks.main:
             (scratch / WINDOW).write_bytes(contents.window)
             (scratch / STATE).write_text(json.dumps(contents.state, indent=1) + "\n", encoding="utf-8")
@@ -126,7 +109,7 @@ def discard(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, if it is sound and of a format known here. Raises CheckpointError with the reason."""
+    """The manifest, if it is sound. Raises CheckpointError with the reason, FormatError for another format."""
     try:
         text, wanted = (folder / MANIFEST).read_bytes(), (folder / MANIFEST_HASH).read_bytes()
     except OSError as error:
@@ -136,9 +119,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if sha256_of(text).encode() + b"\n" != wanted:
         raise CheckpointError(f"{folder}: corrupted: {MANIFEST} does not match {MANIFEST_HASH}")
     manifest = json.loads(text)
-    if manifest["format"] > FORMAT:
-        raise CheckpointError(
-            f"{folder}: format {manifest['format']} is newer than {FORMAT}, the newest known here; update tppo"
+    if manifest["format"] != FORMAT:
+        newer = manifest["format"] > FORMAT
+        remedy = "update tppo" if newer else "go on with it by the version that wrote it, or train again"
+        raise FormatError(
+            f"{folder}: format {manifest['format']} is {'newer' if newer else 'older'} than {FORMAT}, which this "
+            f"version reads; {remedy}"
         )
     return manifest
 
@@ -175,39 +161,15 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = 
 
     Raises CheckpointError before the first copy unless names, shapes and types are exactly those of the checkpoint.
     """
-    reader = dcp.HuggingFaceStorageReader(str(folder / TENSORS))
-    stored = {
-        name: m
-        for name, m in reader.read_metadata().state_dict_metadata.items()
-        if name.startswith(only) and isinstance(m, TensorStorageMetadata)
-    }
+    stored = {name: found for name, found in stored_tensors(folder / TENSORS).items() if name.startswith(only)}
     if odd := sorted(set(stored) ^ set(into)):
         where = "only in the checkpoint" if odd[0] in stored else "not in the checkpoint"
         raise CheckpointError(f"{folder}: tensor {odd[0]!r} is {where}; was it made with another model?")
     for name, tensor in into.items():
-        found, wanted = (tuple(stored[name].size), stored[name].properties.dtype), (tuple(tensor.shape), tensor.dtype)
-        if found != wanted:
-            raise CheckpointError(f"{folder}: tensor {name!r} is {found}, the model needs {wanted}")
-    quiet_torch()
-    with torch.no_grad():
-        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder / TENSORS)), no_dist=True)
-
-
-def read_weights(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
-    """Copy weights of a Hugging Face folder in place, converted to the types they go to. ``into``: by name in its
-    files, which may hold more. Raises ValueError for a name that is missing or a shape that differs.
-    """
-    quiet_torch()
-    reader = dcp.HuggingFaceStorageReader(str(folder))
-    stored = reader.read_metadata().state_dict_metadata
-    for name, tensor in into.items():
-        found = stored.get(name)
-        if not isinstance(found, TensorStorageMetadata):
-            raise ValueError(f"no weight is called {name!r}")
-        if tuple(found.size) != tuple(tensor.shape):
-            raise ValueError(f"weight {name!r} has shape {tuple(found.size)}, expected {tuple(tensor.shape)}")
-    with torch.no_grad():
-        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+        wanted = (tuple(tensor.shape), tensor.dtype)
+        if stored[name] != wanted:
+            raise CheckpointError(f"{folder}: tensor {name!r} is {stored[name]}, the model needs {wanted}")
+    read_tensors(folder / TENSORS, into)
 
 
 def _forget(folder: Path) -> Path:

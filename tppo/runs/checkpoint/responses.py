@@ -21,16 +21,16 @@ from tppo.errors import DataError
 from tppo.types import Prompt, Response, Status
 
 _STATUSES = tuple(Status)  # a status is stored as its index
-_PER_TOKEN = {"tokens": np.int64, "logprobs": np.float64, "values": np.float64, "versions": np.int64}
+_PER_TOKEN = {"tokens": np.int64, "logprobs": np.float64, "versions": np.int64}
 
 
 def pack_responses(responses: Sequence[Response], about: dict[str, Any]) -> bytes:
     """The file's content. ``about`` is plain JSON that goes along.
 
-    Raises ValueError for a response whose tokens do not all have a value: only what stands between two steps is whole.
+    Raises ValueError for a response whose arrays do not fit together: only what stands between two steps is whole.
     """
     for r in responses:
-        if not len(r.tokens) == len(r.logprobs) == len(r.values) == len(r.versions):
+        if not len(r.tokens) == len(r.logprobs) == len(r.versions) >= len(r.values):
             raise ValueError(f"response {r.uid}: its arrays differ in length; a step is not over")
     arrays: dict[str, np.ndarray] = {
         f"{name}_N": _flat([getattr(r, name) for r in responses], dtype) for name, dtype in _PER_TOKEN.items()
@@ -38,6 +38,8 @@ def pack_responses(responses: Sequence[Response], about: dict[str, Any]) -> byte
     prompts: dict[int, Prompt] = {r.group: r.prompt for r in responses}
     arrays |= {
         "offsets": _offsets([len(r.tokens) for r in responses]),
+        "values": _flat([r.values for r in responses], np.float64),
+        "value_offsets": _offsets([len(r.values) for r in responses]),
         "uids_S": np.array([r.uid for r in responses], dtype=np.int64),
         "groups_S": np.array([r.group for r in responses], dtype=np.int64),
         "status_S": np.array([_STATUSES.index(r.status) for r in responses], dtype=np.uint8),
@@ -73,7 +75,7 @@ def read_responses(path: Path) -> tuple[list[Response], dict[str, Any]]:
                 prompt=prompts[int(a["groups_S"][i])],
                 tokens=array("q", cut("tokens_N", "offsets", i)),
                 logprobs=array("d", cut("logprobs_N", "offsets", i)),
-                values=array("d", cut("values_N", "offsets", i)),
+                values=array("d", cut("values", "value_offsets", i)),
                 versions=array("q", cut("versions_N", "offsets", i)),
                 window_starts=cut("window_starts", "window_offsets", i),
                 status=statuses[a["status_S"][i]],

@@ -15,7 +15,8 @@ from tppo.config.run import CheckpointOptions, RunConfig
 from tppo.environment import warn
 from tppo.errors import CheckpointError, ConfigError
 from tppo.files import flush, partial_path
-from tppo.ranks.ranks import current, on_own_device
+from tppo.ranks.ranks import Ranks
+from tppo.ranks.shard import quiet_torch
 from tppo.runs.checkpoint import files
 from tppo.runs.checkpoint.contents import changed_fields, leaf_names
 
@@ -36,11 +37,19 @@ class CheckpointStore:
     A checkpoint that cannot be written is reported with the remedy, and the run goes on: the ones before it stay.
     """
 
-    def __init__(self, run: Path, options: CheckpointOptions, *, watch: Watch, report: Callable[[str], None] = warn):
+    def __init__(
+        self,
+        run: Path,
+        options: CheckpointOptions,
+        ranks: Ranks,
+        *,
+        watch: Watch,
+        report: Callable[[str], None] = warn,
+    ) -> None:
         self.root, self.options, self.watch, self.report = run / FOLDER, options, watch, report
         self.saved_step: int | None = None
         self.written = self.failed = 0
-        self.ranks = current().background  # the writing thread has messages of its own
+        self.ranks = ranks.background  # the writing thread has messages of its own
         self._thread: threading.Thread | None = None
         self._bug: BaseException | None = None
 
@@ -67,7 +76,7 @@ class CheckpointStore:
         when this returns, or ConfigError is raised.
         """
         self.wait()
-        files.quiet_torch()
+        quiet_torch()
         if now:
             try:
                 return self.write(contents)
@@ -112,7 +121,7 @@ class CheckpointStore:
             self.watch(None)
 
     def _run(self, contents: files.Contents) -> None:
-        on_own_device()
+        self.ranks.on_own_device()
         try:
             self.write(contents)
         except OSError as error:

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import exact
 from sim.exact.moments import estimator_moments, iter_estimator_moments
 from sim.exact.values import evaluate, lengths, softmax, softmax_policy_gradient
 from sim.mdp.families import combination_lock, garnet, reasoning_ladder, tailed_length
@@ -297,7 +296,7 @@ def test_streams_storage_types_and_blocks_do_not_change_the_answer(monkeypatch):
     narrow = estimator_moments(mdp, policy, critic, dtype=np.float32, **choice)
     assert narrow.mean_HSA.dtype == narrow.variance_HSA.dtype == np.float32
     np.testing.assert_array_equal(narrow.variance_HSA, stored.variance_HSA.astype(np.float32))
-    monkeypatch.setattr(exact, "BLOCK_NUMBERS", 50)
+    monkeypatch.setattr("sim.exact.values.BLOCK_NUMBERS", 50)
     times = []
     for t, mean_SA, variance_SA in iter_estimator_moments(mdp, policy, critic, **choice):
         times.append(t)

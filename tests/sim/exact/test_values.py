@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim import exact
 from sim.exact.values import (
     evaluate,
     iter_evaluate,
@@ -18,6 +17,7 @@ from sim.exact.values import (
     optimum,
     softmax,
     softmax_policy_gradient,
+    state_blocks,
 )
 from sim.mdp.families import garnet, reasoning_ladder
 from sim.mdp.table import TokenMDP
@@ -169,8 +169,8 @@ def test_streams_storage_types_and_blocks_do_not_change_the_answer(monkeypatch):
     policy = brute.random_policy(mdp, 1, over_time=True)
     whole, best, law = evaluate(mdp, policy, 0.95), optimum(mdp, 0.95), lengths(mdp, policy)
     assert evaluate(mdp, policy, 0.95, dtype=np.float32).Q_HSA.dtype == np.float32
-    monkeypatch.setattr(exact, "BLOCK_NUMBERS", 12)
-    assert len(list(exact.state_blocks(mdp))) == 5
+    monkeypatch.setattr("sim.exact.values.BLOCK_NUMBERS", 12)
+    assert len(list(state_blocks(mdp))) == 5
     for stream, stored in ((iter_evaluate(mdp, policy, 0.95), whole), (iter_optimum(mdp, 0.95), best)):
         times = []
         for t, V_S, Q_SA in stream:

@@ -7,9 +7,10 @@ from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import sim.mdp.env
+from sim.exact.policies import noisy_policy
 from sim.exact.values import evaluate
 from sim.mdp.env import TokenEnv, TokenVectorEnv
-from sim.mdp.families import FAMILIES, combination_lock, garnet, noisy_policy, tailed_length
+from sim.mdp.families import FAMILIES, combination_lock, garnet, tailed_length
 from tests.support import sim_brute_force as brute
 
 IDS = ["sim/Garnet-v0", "sim/ReasoningLadder-v0", "sim/CombinationLock-v0", "sim/TailedLength-v0"]

@@ -1,4 +1,4 @@
-"""Problems: right answers, imperfect demonstrations, disjoint splits, an addressable stream, a long tail."""
+"""Families of problems: right answers and imperfect demonstrations."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.language import FAMILIES, MAX_STEPS, MIN_STEPS, Difficulty, Language, Problem, demonstrate, grade, split_of
+from sim.language import FAMILIES, MAX_STEPS, MIN_STEPS, Language, Problem, demonstrate, grade
 from sim.language.families import MODULUS, RING, draw
 
 seeds = st.integers(0, 2**32 - 1)
 families = st.sampled_from(list(FAMILIES))
 step_counts = st.integers(MIN_STEPS, MAX_STEPS)
-
-
-# ---------------------------------------------------------------- answers
 
 
 @given(families, step_counts, seeds)
@@ -57,9 +54,6 @@ def test_answers_agree_with_arithmetic_written_another_way(family: str, steps: i
 def test_worked_solutions(family: str, prompt: str, solution: str) -> None:
     problem = Problem(family=family, prompt=prompt, answer=solution.partition("#")[2], steps=solution.count("="))
     assert demonstrate(problem, np.random.default_rng(0)) == solution
-
-
-# ---------------------------------------------------------------- errors
 
 
 @given(st.sampled_from(["sum", "walk"]), step_counts, seeds, st.floats(0.0, 1.0))
@@ -123,107 +117,3 @@ def test_an_error_rate_that_is_no_probability_is_refused(bad: float) -> None:
     problem = Language().problem("train", 0)
     with pytest.raises(ValueError, match=r"error_rate is .* \[0, 1\]"):
         demonstrate(problem, np.random.default_rng(0), bad)
-
-
-# ---------------------------------------------------------------- stream and splits
-
-
-def test_train_and_heldout_never_meet() -> None:
-    """By construction for any seed; checked where collisions are likeliest, on the shortest problems."""
-    language = Language(difficulty=Difficulty(maximum=MIN_STEPS))
-    train = {language.problem("train", i, seed).prompt for seed in range(3) for i in range(1500)}
-    heldout = {language.problem("heldout", i, seed).prompt for seed in range(3) for i in range(500)}
-    assert not train & heldout
-    assert {split_of(prompt) for prompt in train} == {"train"}
-    assert {split_of(prompt) for prompt in heldout} == {"heldout"}
-
-
-def test_the_split_does_not_depend_on_the_process() -> None:
-    """Golden values: a change would silently move problems a trained model has seen into the held-out set."""
-    assert [split_of(prompt) for prompt in ("Skdbm?k=5", "Rkdbm?k=0", "Wkdbm?k=0:0", "Rab?b=0")] == ["train"] * 4
-    assert Language().problem("heldout", 0).prompt == "Sdayesj?e=8"
-
-
-@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.sampled_from(["train", "heldout"]), seeds)
-def test_a_problem_depends_on_its_address_alone(indices: list[int], split: str, seed: int) -> None:
-    first = [Language().problem(split, i, seed) for i in indices]  # type: ignore[arg-type]
-    again = [Language().problem(split, i, seed) for i in reversed(indices)]  # type: ignore[arg-type]
-    assert first == again[::-1]
-
-
-def test_seeds_splits_and_indices_give_different_problems() -> None:
-    language = Language()
-    streams = {
-        (split, seed): [language.problem(split, i, seed) for i in range(50)]
-        for split in ("train", "heldout")
-        for seed in (0, 1)
-    }  # type: ignore[arg-type]
-    assert len({tuple(stream) for stream in streams.values()}) == 4
-    assert len(set(streams["train", 0])) > 40
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("test", 0, 0), r"split is 'test'.*train, heldout"),
-        (("train", -1, 0), r"index is -1"),
-        (("train", 0, -1), r"seed is -1"),
-    ],
-)
-def test_a_bad_address_is_refused(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Language().problem(*arguments)
-
-
-def test_one_family_can_be_chosen() -> None:
-    language = Language(families=("walk",))
-    assert {language.problem("train", i).family for i in range(20)} == {"walk"}
-
-
-@pytest.mark.parametrize(
-    ("families", "message"), [((), r"families is empty"), (("walk", "chess"), r"'chess'.*sum, walk, rank")]
-)
-def test_bad_families_are_refused(families: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Language(families=families)
-
-
-# ---------------------------------------------------------------- difficulty
-
-
-def test_lengths_are_long_tailed() -> None:
-    """99th percentile at least five medians. Over 20,000 problems the two quantiles stray by less than 5%, the margin
-    to five is above 15%: false alarm below 1e-6."""
-    rng = np.random.default_rng(0)
-    problems = [Language().problem("train", i) for i in range(20_000)]
-    lengths = np.array([len(demonstrate(problem, rng)) + 1 for problem in problems])  # with end of response
-    median, tail = np.quantile(lengths, [0.5, 0.99])
-    assert 10 <= median <= 20
-    assert tail >= 5 * median
-    assert lengths.max() == 5 * MAX_STEPS + 3 + 1  # the longest walk
-    assert {problem.family for problem in problems} == set(FAMILIES)
-
-
-@given(st.floats(0.1, 100), st.floats(0.1, 10), step_counts)
-def test_quantiles_rise_within_bounds(scale: float, tail: float, maximum: int) -> None:
-    difficulty = Difficulty(scale=scale, tail=tail, maximum=maximum)
-    steps = [difficulty.at(q) for q in np.linspace(0.0, 1.0, 50)]
-    assert steps == sorted(steps)
-    assert steps[0] == MIN_STEPS
-    assert steps[-1] == maximum
-
-
-def test_difficulty_follows_its_law() -> None:
-    """P(steps >= 4) by hand, scale 2, tail 1, maximum 9: the width is 8, the end (1 + 8/2)^-1 = 1/5, and
-    ((1 + 2/2)^-1 - 1/5) / (1 - 1/5) = (1/2 - 1/5) / (4/5) = 3/8."""
-    difficulty = Difficulty(scale=2.0, tail=1.0, maximum=9)
-    assert difficulty.at(1 - 3 / 8 - 1e-9) == 3
-    assert difficulty.at(1 - 3 / 8 + 1e-9) == 4
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("scale", 0.0), ("scale", float("inf")), ("tail", -1.0), ("maximum", 1), ("maximum", 27)]
-)
-def test_a_bad_difficulty_is_refused(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"Difficulty\.{field} is"):
-        Difficulty(**{field: value})  # type: ignore[arg-type]

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sim.clock.asynchronous import simulate_async
 from sim.clock.equilibrium import expected
 from sim.clock.fitted import FittedCost
-from sim.clock.roofline import RooflineTraining
-from sim.clock.serving import Limits, serve
-from sim.clock.simulate import HARDWARE, MODELS, PPO, TPPO, Cluster, Lengths, Machine, Partial, Task, rollout, simulate
+from sim.clock.hardware import HARDWARE, MODELS, Cluster
+from sim.clock.lengths import Lengths
+from sim.clock.schedules import PPO, TPPO, Partial, Task
+from sim.clock.simulate import Machine, simulate
 
 CLUSTER = Cluster(MODELS["Qwen2.5-7B"], HARDWARE["H800"], gpus=16, tensor_parallel=2)
 LENGTHS = Lengths.log_normal(300, 1.0, 4000)
@@ -67,46 +66,6 @@ def test_a_window_of_the_longest_length_is_ppo(window: int, max_rows: int | None
         assert (other.seconds_R == ppo.seconds_R).all()
         assert other.phases == ppo.phases
         assert (other.trained_R == ppo.trained_R).all()
-
-
-@pytest.mark.parametrize("schedule", [PPO(), TPPO(64), TPPO(300, ignore_last=8), Partial(40), Partial(95)])
-@pytest.mark.parametrize("limits", [None, Limits(max_rows=5), Limits(kv_tokens=6000)])
-def test_every_token_of_a_finished_response_is_generated_once(schedule: Any, limits: Limits | None) -> None:
-    made: dict[int, list[int]] = {}
-    final: dict[int, int] = {}
-    finished: list[int] = []
-    for step in islice(rollout(schedule, TASK, limits=limits, replicas=4, equilibrium=False), 40):
-        assert len(step.uid_S) == TASK.slots == len(set(step.uid_S.tolist()))
-        for uid, length, start, new, done in zip(
-            step.uid_S.tolist(), step.length_S.tolist(), step.start_S.tolist(), step.new_S.tolist(),
-            step.done_S.tolist(), strict=True,
-        ):  # fmt: skip
-            assert start == sum(made.get(uid, []))
-            made.setdefault(uid, []).append(new)
-            final[uid] = length
-            if done:
-                finished.append(uid)
-    assert len(finished) == len(set(finished)) > 100
-    assert all(sum(made[uid]) == final[uid] for uid in finished)
-    assert all(sum(made[uid]) < final[uid] for uid in set(made) - set(finished))
-    # Every response but those still in flight finishes: none is lost.
-    assert len(made) - len(finished) < TASK.slots
-
-
-def test_partial_rollouts_stop_with_enough_responses() -> None:
-    for step in islice(rollout(Partial(30), TASK, replicas=4), 10):
-        assert step.done_S.sum() >= 30
-        # One decode step fewer and there would not be enough.
-        earlier = np.maximum(step.new_S - 1, 0)
-        assert (step.start_S + earlier == step.length_S).sum() < 30
-        assert (step.trained_S == np.where(step.done_S, step.length_S, 0)).all()
-
-
-def test_windows_train_each_token_once_but_the_ignored_last() -> None:
-    for step in islice(rollout(TPPO(64, ignore_last=8), TASK), 10):
-        left = step.length_S - step.start_S
-        assert (step.new_S == np.minimum(left, 64)).all()
-        assert (step.new_S - step.trained_S == np.where(step.done_S, 0, 8)).all()
 
 
 def linear_machine() -> Machine:
@@ -177,50 +136,6 @@ def test_same_seed_same_bits() -> None:
     assert (a.seconds_R != c.seconds_R).any()
 
 
-def test_without_staleness_asynchronous_is_ppo() -> None:
-    """One replica, the same lengths: the same seconds an update, to rounding."""
-    one = Cluster(MODELS["Qwen2.5-7B"], HARDWARE["H800"], gpus=2, tensor_parallel=2)
-    task, machine = Task(LENGTHS, slots=24, prompt_tokens=50), Machine.of(one)
-    ppo = simulate(PPO(), task, machine, steps=5, seed=2)
-    apart = simulate_async(task, machine, RooflineTraining(one), batch=24, staleness=0, updates=5, warmup=0, seed=2)
-    assert apart.seconds == pytest.approx(ppo.seconds, rel=1e-9)
-    assert apart.tokens == ppo.tokens_R.mean()
-    assert apart.stalest == 0
-
-
-def test_staleness_overlaps_generation_and_training() -> None:
-    """Never slower than apart, and never faster than the slower of the two alone."""
-    one = Cluster(MODELS["Qwen2.5-7B"], HARDWARE["H800"], gpus=2, tensor_parallel=2)
-    one = one.with_efficiency(step_s=0.0)
-    task, machine, trainer = Task(LENGTHS, 24, 50), Machine.of(one), RooflineTraining(one)
-    runs = [simulate_async(task, machine, trainer, batch=24, staleness=s, updates=30) for s in (0, 1, 4)]
-    assert runs[0].seconds > runs[1].seconds
-    for run in runs:
-        assert run.generating <= 1
-        assert run.training <= 1
-    assert runs[0].generating + runs[0].training < 1 < runs[2].generating + runs[2].training
-    assert 0 == runs[0].staleness < runs[1].staleness < runs[2].staleness
-
-
-@pytest.mark.parametrize(
-    ("make", "word"),
-    [
-        (lambda: TPPO(8, ignore_last=8), "ignore_last"),
-        (lambda: Partial(0), "finish"),
-        (lambda: Task(LENGTHS, 0), "slots"),
-        (lambda: next(rollout(Partial(97), TASK)), "slots"),
-        (lambda: simulate(PPO(), TASK, Machine.of(CLUSTER), steps=0), "steps"),
-        (lambda: expected(TASK, 0), "window"),
-        (lambda: serve(np.array([5]), np.array([6]), Limits(kv_tokens=10)), "tensor parallelism"),
-        (lambda: serve(np.array([5]), np.array([0])), "at least 1"),
-        (
-            lambda: simulate_async(
-                TASK, Machine.of(CLUSTER), RooflineTraining(CLUSTER), batch=7, staleness=0
-            ),
-            "replicas",
-        ),
-    ],
-)  # fmt: skip
-def test_nonsense_is_refused(make: Any, word: str) -> None:
-    with pytest.raises(ValueError, match=word):
-        make()
+def test_no_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps"):
+        simulate(PPO(), TASK, Machine.of(CLUSTER), steps=0)

@@ -9,9 +9,10 @@ import pytest
 
 from sim.clock.equilibrium import expected
 from sim.clock.fitted import FittedCost
-from sim.clock.schedules import trace_of
+from sim.clock.lengths import Lengths
+from sim.clock.schedules import PPO, TPPO, Task, rollout, trace_of
 from sim.clock.serving import serve
-from sim.clock.simulate import PPO, TPPO, Lengths, Machine, Task, rollout, simulate
+from sim.clock.simulate import Machine, simulate
 
 SMALL = Lengths.sample([1, 2, 2, 5, 9], name="small")
 TAILED = Task(Lengths.log_normal(60, 1.2, 900), slots=48, prompt_tokens=30)
@@ -111,3 +112,8 @@ def test_a_full_window_expects_what_ppo_does() -> None:
     report = simulate(PPO(), TAILED, Machine(FittedCost(0, 1, 0, 0, 0, 0, 0)), steps=400)
     error = report.seconds_R.std(ddof=1) / 20
     assert abs(report.seconds - e.decode_steps) <= Z * error
+
+
+def test_no_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="window"):
+        expected(TAILED, 0)

@@ -1,0 +1,76 @@
+"""Waiting for the end of a response, T-PPO's rival at the same schedule: windows, yet no token trains before its
+response has ended.
+
+    w_t = min(pi_old / pi_behaviour, cap),     loss = mean of w_t * clipped(pi / pi_old, A_t)        decoupled PPO
+
+Nothing is bootstrapped. The price is age: the first token of a response of L tokens trains ceil(L / W) - 1 versions
+after it was sampled. ``Waiting`` keeps the ratio to the policy before the update, decoupled where ``importance_cap``
+is a number (arXiv 2110.00641; AReaL, arXiv 2505.24298, for language models); ``WaitingBehaviour`` takes the ratio to
+the policy that sampled the token, the plain off-policy PPO.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar
+
+from tppo.algorithms.auxiliaries import Critic
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
+from tppo.algorithms.base import Parts, Rollout, Term
+from tppo.algorithms.parts.terms import clipped
+from tppo.algorithms.ppo import PPO
+from tppo.algorithms.tppo import check_window
+from tppo.errors import ConfigError
+from tppo.ranges import Range
+
+
+@dataclass(frozen=True)
+class Waiting(PPO):
+    """PPO on finished responses that were generated in windows."""
+
+    name: ClassVar[str] = "waiting"
+
+    window: Annotated[int, Range(1, unit="tokens")] = 8192
+    """Most new tokens of a response in a step (W)."""
+    critic: WindowedCriticOptions = field(default_factory=WindowedCriticOptions)
+
+    def parts(self, rollout: Rollout) -> Parts:
+        """PPO's, in windows."""
+        critic = Critic(
+            self.critic, self.gamma,
+            on_windows=self.critic.responses == "all", stored=self.critic.old_values == "stored",
+        )  # fmt: skip
+        parts = super().parts(rollout)
+        return replace(parts, window=self.window, auxiliaries=(critic, *self.reference()))
+
+    def check(self, rollout: Rollout) -> None:
+        """A window that truncates."""
+        super().check(rollout)
+        check_window(self.window, rollout)
+
+
+@dataclass(frozen=True)
+class WaitingBehaviour(Waiting):
+    """The same with the ratio to the policy that sampled the token."""
+
+    name: ClassVar[str] = "waiting-behaviour"
+
+    def terms(self) -> tuple[Term, ...]:
+        """The surrogate around the behaviour policy."""
+        _, *others = super().terms()
+        surrogate = clipped(
+            clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip, centre="behaviour",
+            aggregation=self.aggregation,
+        )  # fmt: skip
+        return (surrogate, *others)
+
+    def check(self, rollout: Rollout) -> None:
+        """A correction that would count twice."""
+        super().check(rollout)
+        if self.importance_cap is not None:
+            raise ConfigError(
+                "algorithm.importance_cap",
+                self.importance_cap,
+                "None with the ratio to the behaviour policy",
+                "that ratio is in the clipped surrogate already",
+            )
