@@ -14,7 +14,7 @@ from tppo.errors import ConfigError
 from tppo.ranks.ranks import Ranks, current
 from tppo.ranks.shard import full, full_weights, put
 from tppo.runs.build import build_trainer, check_ranks
-from tppo.runs.watchdog import Termination
+from tppo.runs.signals import Termination
 
 ALONE = Ranks()
 

@@ -26,7 +26,7 @@ from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import full_weights
 from tppo.types import Batch, Response, Sampling
 
-PATIENCE = 64  # rounds per response length: an algorithm that never finds a group it wants must not go on for ever
+PATIENCE = 64  # times the longest response, after which a step that finds no group to train on is an error
 
 
 class Trainer:
@@ -64,9 +64,7 @@ class Trainer:
             raise error.at_step(self.steps_done) from None
 
     def train(self, responses: list[Response], clock: PhaseClock) -> Step:
-        """The rest of a step, on these responses. Raises NonFiniteError, naming tensor and responses, before anything
-        is updated with a NaN or an infinity.
-        """
+        """The rest of a step, on these responses. Raises NonFiniteError before anything is updated with a NaN."""
         p, networks, version, key = self.parts, self.networks, self.version, (self.config.seed, self.steps_done)
         batch = Batch.of(responses)
         self.ranks.check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)

@@ -151,14 +151,16 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Choice:
-    """checkpoint: where to go on, None to start. skipped: reasons, newest first. aside: newer folders not gone on from.
-    changed: fields that differ from the stored configuration, all of them allowed.
-    """
+    """Where a run goes on."""
 
     checkpoint: Path | None
+    """None: it starts."""
     skipped: tuple[str, ...] = ()
+    """Why newer checkpoints cannot be used, newest first."""
     aside: tuple[Path, ...] = ()
+    """Newer folders that it does not go on from."""
     changed: tuple[str, ...] = ()
+    """Fields that differ from the stored configuration, all of them allowed."""
 
 
 def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) -> Choice:
