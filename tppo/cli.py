@@ -293,7 +293,7 @@ def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
 
     for name in algorithm_entry_points():
         kind = load_algorithm(name)
-        doc = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().splitlines()
+        doc = (kind.__doc__ or "").strip().splitlines()
         print(f"{name:<20} {doc[0] if doc else ''}")
         print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(kind))}")
     return 0
