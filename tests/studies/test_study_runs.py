@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paper_repro.studies.intervals import mean_interval, t_quantile
+from paper_repro.studies.intervals import mean_interval
 from tests.support import toy_studies
 from tppo.cli import main
 from tppo.errors import ConfigError
@@ -225,13 +225,6 @@ def test_an_unreadable_record_is_a_clear_error(text: str, tmp_path: Path) -> Non
 def test_numbers_of_the_record_are_json(tmp_path: Path) -> None:
     run_study(toy_studies.TOY, resolve(toy_studies.TOY), tmp_path / "toy")
     json.loads((tmp_path / "toy" / "study.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 9, 30, 500])
-@pytest.mark.parametrize("level", [0.6, 0.95, 0.975, 0.995])
-def test_t_quantiles_are_those_of_scipy(level: float, degrees: int) -> None:
-    scipy_stats = pytest.importorskip("scipy.stats")
-    assert t_quantile(level, degrees) == pytest.approx(scipy_stats.t.ppf(level, degrees), rel=1e-9)
 
 
 def test_an_interval_needs_two_values() -> None:
