@@ -15,9 +15,10 @@ from paper_repro.recipes.small import smollm2_135m
 from paper_repro.tasks.pretrained import MathDataTask, WordProblemTask
 from paper_repro.tasks.word_problems import WordProblems
 from tests.support.helpers import tiny_lm
-from tppo.config.run import RunConfig, VllmOptions, validate
+from tppo.config.run import RunConfig, validate
 from tppo.data.sources import DataSource
 from tppo.engines.memory import GIB, MemoryPlan, memory_plan
+from tppo.engines.options import VllmOptions
 from tppo.errors import ConfigError, DataError
 from tppo.models.chat import ChatTokenizer, chat_text, end_tokens, load_tokenizer
 from tppo.models.folder import check_model_folder, context_length, load_causal_lm
@@ -145,8 +146,8 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def small(task: Any, **changes: Any) -> RunConfig:
     config = smollm2_135m().with_values(
         engine="torch", task=task, steps=3, rollout__slots=8, rollout__max_response_tokens=12,
-        algorithm__schedule__window=5, algorithm__value_target__warmup_steps=1, policy__mini_batch=4,
-        critic__mini_batch=4, evaluation__problems=4, evaluation__every=0,
+        algorithm__window=5, algorithm__warmup_steps=1, policy__mini_batch=4,
+        algorithm__critic__mini_batch=4, evaluation__problems=4, evaluation__every=0,
     )  # fmt: skip
     return config.with_values(**changes)
 
@@ -161,14 +162,14 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
     assert text.startswith("user What ? ")
     assert text.endswith("assistant")
     for _ in range(3):
-        metrics = trainer.step()
+        metrics = trainer.step().metrics
     assert metrics["policy_updates"] > 0
     assert 0 <= trainer.evaluate().solve_rate <= 1
     trainer.workload.save(trainer.policy, tmp_path)
     assert check_model_folder(tmp_path)["model_type"] == "llama"
     load_tokenizer(tmp_path)
     moved = load_causal_lm(tmp_path).state_dict()
-    assert all(torch.equal(moved[name], value) for name, value in trainer.policy_module.model.state_dict().items())  # type: ignore[union-attr, operator]
+    assert all(torch.equal(moved[name], value) for name, value in trainer.policy.hugging_face.state_dict().items())  # type: ignore[union-attr, operator]
     assert sum(trainer.workload.report(trainer.policy)["verdicts"].values()) > 0
 
 

@@ -133,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check every byte and return the manifest. Raises CheckpointError with the reason."""
+    """Check every byte and return the manifest. Raises CheckpointError with the reason, FormatError."""
     manifest = read_manifest(folder)
     listed, there = manifest["files"], _files(folder)
     if missing := sorted(set(listed) - set(there)):
