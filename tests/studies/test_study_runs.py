@@ -16,7 +16,7 @@ from tests.support import toy_studies
 from tppo.cli import main
 from tppo.errors import ConfigError
 from tppo.studies.folder import FILES, read_study
-from tppo.studies.study import Progress, StudyOptions, load_study, resolve, run_study, study_entry_points
+from tppo.studies.study import StudyOptions, Ticks, load_study, resolve, run_study, study_entry_points
 
 NINE = {"bias", "gradient", "last-m", "window", "zero-critic", "ablation", "staleness", "transient", "clock"}
 
@@ -79,8 +79,8 @@ def test_parts_run_on_one_thread_and_the_environment_is_given_back(monkeypatch: 
     torch.set_num_threads(2)
     try:
         for jobs in (1, 2):
-            assert Progress(jobs=jobs).map(os.getenv, ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]) == ["1", "1"]
-        assert [torch.get_num_threads() for _ in Progress().track([0])] == [1]
+            assert Ticks(jobs=jobs).map(os.getenv, ["OMP_NUM_THREADS", "MKL_NUM_THREADS"]) == ["1", "1"]
+        assert [torch.get_num_threads() for _ in Ticks().track([0])] == [1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -90,7 +90,7 @@ def test_parts_run_on_one_thread_and_the_environment_is_given_back(monkeypatch: 
 
 def test_the_error_of_a_part_in_another_process_arrives() -> None:
     with pytest.raises(ValueError, match=r"math domain error|nonnegative"):
-        Progress(jobs=2).map(math.sqrt, [1.0, -1.0, 4.0])
+        Ticks(jobs=2).map(math.sqrt, [1.0, -1.0, 4.0])
 
 
 def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
