@@ -22,7 +22,8 @@ from tppo.config.recipes import load_recipe
 from tppo.config.run import validate
 from tppo.config.stored import as_dict
 from tppo.errors import ConfigError
-from tppo.models.folder import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
+from tppo.models.chat import chat_text, end_tokens, load_tokenizer
+from tppo.models.folder import context_length, load_causal_lm
 from tppo.ranges import Range, fields_of
 
 

@@ -18,7 +18,7 @@ from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from tppo.config.run import validate
 from tppo.runs.build import build_trainer
-from tppo.studies.study import Progress, StudyOptions, StudyResult
+from tppo.studies.study import StudyOptions, StudyResult, Ticks
 
 TINY: dict[str, dict[str, Any]] = {
     "window": {"TOKENS": 500},
@@ -228,7 +228,7 @@ def test_plans_are_valid_and_have_the_seeds_asked_for(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_a_tiny_run_of_every_study(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny(name, monkeypatch)
-    found: StudyResult = module.run(StudyOptions(seeds=2), Progress())
+    found: StudyResult = module.run(StudyOptions(seeds=2), Ticks())
     assert len({tuple(row) for row in found.rows}) == 1
     assert {row["seed"] for row in found.rows} == {0, 1}
     text = " ".join([found.answer, found.caption, *found.details, *found.limits])
@@ -243,7 +243,7 @@ def test_the_number_of_jobs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(module, "VARIANTS", {k: module.VARIANTS[k] for k in (module.TPPO, module.WAIT)})
     monkeypatch.setattr(module, "TOKENS", 1500)
     runs = module.plan(StudyOptions(seeds=2))
-    one = learning.train_all(runs, Progress(jobs=1))
-    two = learning.train_all(runs, Progress(jobs=2))
+    one = learning.train_all(runs, Ticks(jobs=1))
+    two = learning.train_all(runs, Ticks(jobs=2))
     assert one == two
     assert len({row["exact_return"] for row in one}) > 4

@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face format: what must be in them, and loading policy, critic and tokenizer.
+"""Model folders in the Hugging Face format: what must be in them, and loading policy and critic.
 
 Weights are read from safetensors only, and no code from a model folder is ever run.
 """
@@ -6,7 +6,6 @@ Weights are read from safetensors only, and no code from a model folder is ever 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from tppo.ranks.ranks import Ranks
 
 
-def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
+def check_model_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
     """The config of a complete model folder. Raises ConfigError that names every missing piece.
 
     tokenizer: whether one is needed.
@@ -56,7 +55,7 @@ def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
 
 def context_length(folder: Path) -> int | None:
     """Positions of the model [tokens], or None when its config does not say."""
-    found = check_folder(folder).get("max_position_embeddings")
+    found = check_model_folder(folder).get("max_position_embeddings")
     return int(found) if found else None
 
 
@@ -67,7 +66,7 @@ def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    check_folder(folder)
+    check_model_folder(folder)
     logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -83,7 +82,7 @@ def empty_causal_lm(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    check_folder(folder, tokenizer=False)
+    check_model_folder(folder, tokenizer=False)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -207,38 +206,3 @@ def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int)
     if count > 1:
         index = {"metadata": {"total_size": size}, "weight_map": {w: names[part] for w, part in weight_map.items()}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer. Raises ConfigError when it cannot be loaded or has no end token: no response could ever end."""
-    from transformers import AutoTokenizer
-
-    check_folder(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError("model", str(folder), "a tokenizer that transformers loads", said) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "model.tokenizer.eos_token", None, f"an end token in the tokenizer of {folder}", "set it and save it again"
-        )
-    return tokenizer
-
-
-def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a response: the tokenizer's, and those that the model's generation config adds."""
-    ids: set[int] = {int(tokenizer.eos_token_id)}
-    path = folder / "generation_config.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= {int(i) for i in (found if isinstance(found, list) else [found]) if i is not None}
-    return frozenset(ids)
-
-
-def chat_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
-    """The chat template over (role, content) turns, ending where the model is to answer. ConfigError without one."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("model.tokenizer.chat_template", None, "a chat template", "or a prompt that is plain text")
-    messages = [{"role": role, "content": content} for role, content in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

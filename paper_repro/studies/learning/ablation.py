@@ -20,7 +20,7 @@ from paper_repro.studies.learning.trials import (
 from paper_repro.studies.learning.variants import CRITIC, WINDOWED_CRITIC, ppo, tppo, waiting
 from tppo.algorithms import Algorithm
 from tppo.figures import new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 WINDOW, IGNORE_LAST, LAM = 8, 2, 0.95
 TOKENS = 12_000
@@ -50,7 +50,7 @@ def plan(options: StudyOptions) -> list[Run]:
     ]
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Train every variant, and compare tokens and clock time to a return."""
     return result(train_all(plan(options), progress))
 

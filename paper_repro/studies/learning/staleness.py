@@ -22,7 +22,7 @@ from paper_repro.studies.learning.trials import (
 from paper_repro.studies.learning.variants import ppo, tppo, waiting, waiting_behaviour
 from tppo.algorithms import Algorithm
 from tppo.figures import new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 if TYPE_CHECKING:
     from tppo.loop.trainer import Trainer
@@ -69,7 +69,7 @@ def plan(options: StudyOptions) -> list[Run]:
     ]
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Train every variant for the same clock time."""
     return result(train_all(plan(options), progress))
 

@@ -29,7 +29,7 @@ from sim import exact
 from sim.mdp.table import TokenMDP
 from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
 from tppo.figures import PALETTE, new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def plan(options: StudyOptions) -> list[Run]:
     return runs
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Fit a critic, exact at the start, to what finishes; compare with the truth each step."""
     runs = plan(options)
     return result(train_all(runs, progress), Truth(runs[0].config))

@@ -29,7 +29,7 @@ from tppo.algorithms import Algorithm
 from tppo.config.run import RunConfig
 from tppo.figures import PALETTE
 from tppo.models.tabular import TabularCritic
-from tppo.studies.study import Progress
+from tppo.studies.study import Ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,7 +177,7 @@ def train(run: Run) -> list[Row]:
     return rows
 
 
-def train_all(runs: Sequence[Run], progress: Progress) -> list[Row]:
+def train_all(runs: Sequence[Run], progress: Ticks) -> list[Row]:
     """All rows, run after run, with the same columns."""
     # The first row of a file names its columns, and the start of a run has nothing to observe.
     rows = [row for part in progress.map(train, runs, unit="run") for row in part]

@@ -17,7 +17,7 @@ from paper_repro.studies.learning.trials import (
 )
 from paper_repro.studies.learning.variants import tppo
 from tppo.figures import new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 WINDOWS = (4, 8, 16, 32, 64)
 TARGET = 0.85
@@ -49,7 +49,7 @@ def plan(options: StudyOptions) -> list[Run]:
     ]
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Train, and compare tokens and clock time to a return."""
     return result(train_all(plan(options), progress))
 

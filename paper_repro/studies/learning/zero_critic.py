@@ -26,7 +26,7 @@ from paper_repro.studies.learning.trials import (
 from paper_repro.studies.learning.variants import WINDOWED_CRITIC, ppo, tppo
 from tppo.algorithms import Algorithm
 from tppo.figures import PALETTE, new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 if TYPE_CHECKING:
     from tppo.loop.trainer import Trainer
@@ -96,7 +96,7 @@ def plan(options: StudyOptions) -> list[Run]:
     return runs
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Train from each start, and count the steps to a return."""
     return result(train_all(plan(options), progress))
 
