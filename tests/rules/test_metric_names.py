@@ -14,11 +14,6 @@ from tppo.runs.build import build_trainer
 
 ROOT = Path(__file__).parents[2]
 READERS = ["tppo/runs/curves.py", "tppo/runs/run.py", "paper_repro/reproduction/panels.py"]
-    "tppo/runs/curves.py",
-    "tppo/runs/run.py",
-    "paper_repro/reproduction/panels.py",
-    "paper_repro/reproduction/records.py",
-]
 
 
 @pytest.mark.parametrize("name", NAMES)
