@@ -129,10 +129,11 @@ def _configure(known: argparse.Namespace, rest: list[str], command: str) -> RunC
             print(f"for all fields: tppo {command} RECIPE --help")
             raise SystemExit(0)
         raise ConfigError("recipe", None, f"a name: {names}")
-    config = load_recipe(recipe)
+    config, prog = load_recipe(recipe), f"tppo {command} {recipe}"
     if known.algorithm is not None:
         config = with_algorithm(config, load_algorithm(known.algorithm))
-    return _override(config, rest, f"tppo {command} {recipe}", validate)
+        prog += f" --algorithm {known.algorithm}"
+    return _override(config, rest, prog, validate)
 
 
 def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
@@ -140,9 +141,13 @@ def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> R
 
     name = config.recipe
     try:
-        config = tyro.cli(type(config), default=config, args=rest, prog=prog)
+        config, unknown = tyro.cli(type(config), default=config, args=rest, prog=prog, return_unknown_args=True)
     except ValueError as error:  # a part of the task that checks itself
         raise ConfigError(config.recipe, " ".join(rest), "values that its parts accept", str(error)) from None
+    if unknown:
+        from tppo.config.unknown import unknown_option
+
+        raise unknown_option(unknown, config, prog)
     if config.recipe != name:
         raise ConfigError("recipe", config.recipe, f"{name!r}, the recipe named first on the command line")
     validate(config)
@@ -288,7 +293,7 @@ def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
 
     for name in algorithm_entry_points():
         kind = load_algorithm(name)
-        doc = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().splitlines()
+        doc = (kind.__doc__ or "").strip().splitlines()
         print(f"{name:<20} {doc[0] if doc else ''}")
         print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(kind))}")
     return 0

@@ -20,7 +20,8 @@ import tyro
 
 from paper_repro.models.known import model_folder
 from tppo.config.run import VllmOptions
-from tppo.data.sources import DAPO_PROMPT, STRICT, Columns, DataSource, aime_2024, amc23, gsm8k, math500
+from tppo.data.catalogue import DAPO_PROMPT, STRICT, aime_2024, amc23, gsm8k, math500
+from tppo.data.sources import Columns, DataSource
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.run import EvalSettings
 from tppo.ranges import Range, check_ranges
@@ -75,7 +76,7 @@ class EvalCommand:
         if self.source == "file":
             columns = Columns(self.question, self.answer)
             name = Path(self.data).stem
-            source = DataSource(name=name, path=self.data, columns=columns, template=DAPO_PROMPT, policies=STRICT)
+            source = DataSource(name=name, path=self.data, columns=columns, template=DAPO_PROMPT, bad_rows=STRICT)
         else:
             source = SOURCES[self.source](self.data)
         return dataclasses.replace(source, limit=self.limit)

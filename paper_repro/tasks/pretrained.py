@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from paper_repro.models.known import SMOLLM2, model_folder, model_shape
 from paper_repro.tasks.word_problems import WordProblems
 from tppo.config.run import ModelShape, RunConfig, TaskConfig
-from tppo.data.problems import PromptStream, check_overlap, load_problems, to_prompts
-from tppo.data.sources import SLOT, DataSource, Policy, aime_2024, dapo_math_17k
+from tppo.data.catalogue import aime_2024, dapo_math_17k
+from tppo.data.problems import check_overlap, load_problems
+from tppo.data.prompts import PromptStream, to_prompts
+from tppo.data.sources import SLOT, DataSource, OnBadRow
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
@@ -24,7 +26,7 @@ from tppo.types import Prompt
 if TYPE_CHECKING:
     from tppo.data.problems import Problem
 
-Encoder = Callable[[Sequence["Problem"], str, Policy], list[Prompt]]
+Encoder = Callable[[Sequence["Problem"], str, OnBadRow], list[Prompt]]
 """(problems, prompt template, what to do about overlong ones) to prompts."""
 Prompts = Callable[[int], Prompt]
 
@@ -77,7 +79,7 @@ class PretrainedTask(TaskConfig):
                 turns += [("user", self.example_question), ("assistant", self.example_answer)]
             return chat_text(tokenizer, [*turns, ("user", question)])
 
-        def encode(problems: Sequence[Problem], template: str, on_overlong: Policy) -> list[Prompt]:
+        def encode(problems: Sequence[Problem], template: str, on_overlong: OnBadRow) -> list[Prompt]:
             return to_prompts(
                 problems,
                 lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
@@ -175,9 +177,9 @@ class MathDataTask(PretrainedTask):
     """Training problems."""
     held_out: DataSource = field(default_factory=lambda: aime_2024("data/aime-2024.parquet"))
     """Evaluation problems; ``evaluation.problems`` may ask for no more than there are."""
-    on_overlap: Policy = "error"
+    on_overlap: OnBadRow = "error"
     """A training problem that is also an evaluation problem."""
-    on_overlong: Policy = "drop"
+    on_overlong: OnBadRow = "drop"
     """A training prompt longer than ``max_prompt_tokens``; in the evaluation that is always an error."""
 
     def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:

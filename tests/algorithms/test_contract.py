@@ -123,7 +123,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "dual_clip": {"clip_high": 0.001, "clip_low": 0.001},
     "critic__old_values": {"critic__clip_low": 0.01, "critic__clip_high": 0.01},
     "boundary": {"lam": 0.5},
-    "critic__weight_decay": {},
+    "critic__clip_low": {"critic__epochs": 4},
     "over": {"patience": 1}, "least_gain": {"patience": 1},
 }  # fmt: skip
 TABLES_HAVE_NO_MATRIX = {"critic__weight_decay"}  # weight decay goes to matrices only; a table of values is none

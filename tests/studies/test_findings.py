@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 
+from paper_repro.studies.time.cells import Grid
 from tppo.studies.folder import read_study
 from tppo.studies.study import StudyResult, findings, load_study, new_figure, study_entry_points
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
-NAMES = ("bias", "gradient", "last-m")
+NAMES = ("bias", "gradient", "last-m", "clock")
+# Where the measurements of the kept clock come from, which is not in its data.
+SOURCES = {
+    "torch": "measured in this run",
+    "vllm": "not installed here, so from the kept measurements of one AMD EPYC, threads: 1",
+}
 
 
 def module_of(name: str) -> ModuleType:
@@ -38,7 +44,8 @@ def kept(name: str) -> Any:
     """The findings of the kept data."""
     with (EVIDENCE / name / "data.csv").open(newline="", encoding="utf-8") as file:
         rows = [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    return module_of(name).measure(rows)
+    more = (Grid(), SOURCES) if name == "clock" else ()
+    return module_of(name).measure(rows, *more)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,3 +135,27 @@ def test_last_m() -> None:
     assert found.cells == {"exact": 24, "stale": 24}
     assert sum(found.paying["exact"].values()) == 0
     assert found.paying["stale"] == {"garnet": 1, "ladder": 2, "lock": 6, "tail": 0}
+
+
+def test_clock() -> None:
+    found = kept("clock")
+    assert len(found.cells) == 45
+    assert found.reaching == 2
+    assert found.losing == 16
+    assert found.best[1.0, 128][0::3] == pytest.approx((2.62, 4096), abs=0.005)
+    assert found.best[1.5, 8192][0::3] == pytest.approx((0.93, 16384), abs=0.005)
+    assert min(found.cells).speed_up == pytest.approx(0.30, abs=0.005)
+    for key, cell in found.best.items():
+        assert 1 <= found.best_read_once[key].speed_up / cell.speed_up < 1.21
+    assert found.decode_share == pytest.approx({128: 0.88, 1024: 0.66, 8192: 0.39}, abs=0.005)
+    assert found.phases["PPO"] == pytest.approx(170, abs=0.5)
+    assert min(found.phases, key=found.phases.__getitem__) == "partial, ½"
+    assert found.asynchronous["staleness 0"] > 2 * found.asynchronous["staleness 1"]
+    assert found.changed["as assumed"] == pytest.approx(1.88, abs=0.005)
+    assert (min(found.changed.values()), max(found.changed.values())) == pytest.approx((1.17, 2.99), abs=0.005)
+    torch, vllm = found.engines["torch"], found.engines["vllm"]
+    assert torch.checked == vllm.checked == 16
+    assert (torch.error, vllm.error) == pytest.approx((0.084, 0.047), abs=0.0005)
+    assert max(torch.worst_error, vllm.worst_error) < 0.21
+    assert (min(vllm.speed_ups), max(vllm.speed_ups)) == pytest.approx((1.04, 1.58), abs=0.005)
+    assert vllm.rates.flops == pytest.approx(71e9, abs=0.5e9)

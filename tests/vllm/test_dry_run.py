@@ -12,7 +12,8 @@ import pytest
 
 from paper_repro.reproduction.command import STOPPED
 from tests.support.launch import TOY, WORKER, succeed, torchrun
-from tppo.data.sources import DAPO_PROMPT, SLOT
+from tppo.data.catalogue import DAPO_PROMPT
+from tppo.data.sources import SLOT
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.folder import read_metrics
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tppo.config.run import VllmOptions
-from tppo.data.problems import Problem, to_prompts
+from tppo.data.problems import Problem
+from tppo.data.prompts import to_prompts
 from tppo.engines.base import Engine
 from tppo.environment import versions_of
 from tppo.errors import ConfigError

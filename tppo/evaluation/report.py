@@ -15,8 +15,9 @@ import numpy as np
 
 from tppo.errors import DataError
 from tppo.evaluation.paired import Paired
-from tppo.evaluation.scores import Ballot, Score, avg_at, maj_at, pass_at, vote_key, wilson
+from tppo.evaluation.scores import Ballot, Score, avg_at, maj_at, pass_at, wilson
 from tppo.evaluation.store import EvalFolder, Generation, read_generations, read_manifest
+from tppo.grading.answers import vote_key
 from tppo.types import Prompt
 
 _COLUMNS = (

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tppo.engines.base import Engine
 from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
-from tppo.grading.grader import SubmittingReward
-from tppo.grading.mathematics import extract_answers
+from tppo.grading.answers import find_answer
+from tppo.grading.reward import SubmittingReward
 from tppo.ranges import Range
 from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
 
@@ -136,7 +136,7 @@ def _generation(problem: str, sample: int, seed: int, answer: Continuation, text
         seed=seed,
         tokens=len(answer.tokens),
         finish="stop" if answer.stopped else "length",
-        answer=extract_answers(text),
+        answer=find_answer(text),
         correct=False,
         text=text,
     )

@@ -25,22 +25,16 @@ of rate 1/2. Total intervals take Student's quantile with P - 1 degrees of freed
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 
-from tppo.grading.mathematics import plain_number
+from tppo.grading.answers import vote_key
 
 NAN = float("nan")
 Z = NormalDist().inv_cdf(0.975)
-_FRACTION = re.compile(
-    r"([+-]?)(?:\\[dt]?frac(?:\{([0-9]{1,40})\}\{([0-9]{1,40})\}|([0-9])([0-9]))|([0-9]{1,40})/([0-9]{1,40}))"
-)
-_SPACE = re.compile(r"\\[,;:! ]|\\left|\\right|\s|\$")
 
 
 @dataclass(frozen=True)
@@ -190,24 +184,6 @@ def pass_at(correct: np.ndarray, k: int) -> Score:
         variance = np.maximum(chance @ wrong**2 - (chance @ wrong) ** 2, 0.0) * samples / (samples - 1)
         variance_P = variance[right_P]
     return _score(f"pass@{k}", u_P, variance_P, samples / k)
-
-
-def vote_key(answer: str) -> str:
-    r"""What an answer votes for: equal numbers vote together, other text by its letters without white space.
-
-    >>> [vote_key(a) for a in ("073", "73.0", "$n = 73$", r"\frac{1}{2}", "0.5", "3/6", "(1, 2)")]
-    ['73', '73', '73', '1/2', '1/2', '1/2', '(1,2)']
-    """
-    if (number := plain_number(answer)) is not None:
-        return str(number)
-    text = _SPACE.sub("", answer).removesuffix(".")
-    value = text.rpartition("=")[2] or text
-    if (number := plain_number(value)) is not None:
-        return str(number)
-    if match := _FRACTION.fullmatch(value):
-        above, below = (int(digits) for digits in match.groups()[1:] if digits is not None)
-        return str(Fraction(int(match[1] + "1") * above, below)) if below else text
-    return text
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from paper_repro.studies.exact.tables import COLOURS, CRITICS, ESTIMATORS, Critic, Rows, bars_by_critic, finish
 from paper_repro.studies.exact.updates import angle
 from paper_repro.studies.intervals import Interval, Spread
-from tppo.studies.study import PALETTE, new_figure
+from tppo.figures import PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import numpy as np
 from paper_repro.studies.exact.tables import Critic, Rows, finish
 from paper_repro.studies.intervals import Spread
 from paper_repro.studies.port import Port, authors_port
-from tppo.studies.study import PALETTE, new_figure
+from tppo.figures import PALETTE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

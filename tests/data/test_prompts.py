@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tppo.data.problems import Finding, Problem, PromptStream, to_prompts
+from tppo.data.problems import Finding, Problem
+from tppo.data.prompts import PromptStream, to_prompts
 from tppo.errors import ConfigError, DataError
 from tppo.types import Prompt
 
