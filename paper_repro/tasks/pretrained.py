@@ -67,6 +67,7 @@ class PretrainedTask(TaskConfig):
             fill,
             load_tokenizer,
             policy_of,
+            text_of,
         )
 
         folder = ranks.main_first(lambda: model_folder(self.model))
@@ -92,8 +93,10 @@ class PretrainedTask(TaskConfig):
         prompts, held_out, truths = self.problems(config, encode, ranks)
         reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
 
+        stop_ids = end_tokens(folder, tokenizer)
+
         def decode(tokens: Sequence[int]) -> str:
-            return str(tokenizer.decode(tokens, skip_special_tokens=True))
+            return text_of(tokenizer, tokens, stop_ids)
 
         def save(policy: PolicyModel, folder: Path) -> None:
             export(policy, folder, ranks)
@@ -113,7 +116,7 @@ class PretrainedTask(TaskConfig):
             held_out=held_out,
             reward=reward,
             decode=decode,
-            stop_ids=end_tokens(folder, tokenizer),
+            stop_ids=stop_ids,
             save=save,
             load=fill,
             report=report,

@@ -14,7 +14,7 @@ from tppo.engines.base import Engine
 from tppo.environment import versions_of
 from tppo.errors import ConfigError
 from tppo.files import sha256_of_file
-from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer
+from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer, text_of
 from tppo.types import Prompt
 
 EngineName = Literal["torch", "vllm"]
@@ -75,9 +75,7 @@ class Asked:
         self.prompts: list[Prompt] = report.prompts
         self.longest: int = report.longest
         self.stop_ids = end_tokens(folder, tokenizer)
-        self.decode: Callable[[Sequence[int]], str] = lambda tokens: str(
-            tokenizer.decode(tokens, skip_special_tokens=True)
-        )
+        self.decode: Callable[[Sequence[int]], str] = lambda tokens: text_of(tokenizer, tokens, self.stop_ids)
 
 
 def open_engine(
