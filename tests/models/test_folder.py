@@ -158,7 +158,7 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
         WordProblemTask(model=str(model), max_prompt_tokens=64, example_question="What ?", example_answer="= .")
     )
     trainer = build_trainer(config)
-    text = trainer.workload.decode(trainer.workload.prompts(0).tokens)
+    text = load_tokenizer(model).decode(trainer.workload.prompts(0).tokens, skip_special_tokens=True)
     assert text.startswith("user What ? ")
     assert text.endswith("assistant")
     for _ in range(3):

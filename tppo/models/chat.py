@@ -34,8 +34,9 @@ class ChatTokenizer:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # the chat template has them
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of a response, without special tokens."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        """The text of a response that a reward reads: without special tokens and without those that ended it."""
+        kept = [token for token in tokens if token not in self.stop_ids]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=True))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -56,12 +57,23 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a response: the tokenizer's, and those that the model's generation config adds."""
+    """Token ids that end a response: the tokenizer's, and those of the model's generation config, or where there is none
+    of its config, as transformers has it. Raises ConfigError for what is no token.
+    """
     ids: set[int] = {int(tokenizer.eos_token_id)}
-    path = folder / "generation_config.json"
-    if path.is_file():
+    path = next((p for p in (folder / "generation_config.json", folder / "config.json") if p.is_file()), None)
+    if path is None:
+        return frozenset(ids)
+    try:
         found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= {int(i) for i in (found if isinstance(found, list) else [found]) if i is not None}
+    except (ValueError, AttributeError) as error:
+        raise ConfigError("model", str(path), "a JSON object", str(error)) from None
+    for i in found if isinstance(found, list) else [found]:
+        if i is None:
+            continue
+        if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(tokenizer):
+            raise ConfigError("model.eos_token_id", found, f"ids of the tokenizer's {len(tokenizer)} tokens, in {path}")
+        ids.add(i)
     return frozenset(ids)
 
 
@@ -70,4 +82,11 @@ def chat_text(tokenizer: Any, turns: Sequence[Turn]) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError("model.tokenizer.chat_template", None, "a chat template", "or a prompt that is plain text")
     messages = [{"role": role, "content": content} for role, content in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's folder, and may raise whatever it likes
+        roles = ", ".join(role for role, _ in turns)
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            "model.tokenizer.chat_template", f"turns of {roles}", "turns that the template takes", f"it said: {said}"
+        ) from None
