@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from paper_repro.studies.time.cells import Grid
+from tppo.figures import new_figure
 from tppo.studies.folder import read_study
-from tppo.studies.study import StudyResult, findings, load_study, new_figure, study_entry_points
+from tppo.studies.study import StudyResult, findings, load_study, study_entry_points
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
 NAMES = sorted(path.name for path in EVIDENCE.iterdir())

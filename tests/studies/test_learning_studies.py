@@ -112,7 +112,7 @@ def test_a_run_reports_the_trainer_and_the_exact_return() -> None:
     assert rows == trained(config, "step", 12, points=4)
     assert [r["step"] for r in rows] == [0, 3, 6, 9, 12]
     trainer = build_trainer(config)
-    tokens = sum(trainer.step()["new_tokens"] for _ in range(12))
+    tokens = sum(trainer.step().metrics["new_tokens"] for _ in range(12))
     assert rows[-1]["tokens"] == tokens
     assert rows[-1]["decode_steps"] == 12 * 4  # some response always fills its window here
     report = trainer.workload.report(trainer.policy)
