@@ -13,7 +13,7 @@ import pytest
 
 from paper_repro.studies.learning import bootstrap, transient
 from paper_repro.studies.learning import trials as learning
-from paper_repro.studies.learning.trials import Run, Truth, heavy_tailed, train
+from paper_repro.studies.learning.trials import Trial, Truth, heavy_tailed, train
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from tppo.config.run import validate
@@ -96,8 +96,8 @@ def test_reaching_a_target() -> None:
 
 def test_a_run_reports_the_trainer_and_the_exact_return() -> None:
     config = small(seed=4)
-    rows = train(Run("a", config, ("step", 12), points=4))
-    assert rows == train(Run("a", config, ("step", 12), points=4))
+    rows = train(Trial("a", config, ("step", 12), points=4))
+    assert rows == train(Trial("a", config, ("step", 12), points=4))
     assert [r["step"] for r in rows] == [0, 3, 6, 9, 12]
     trainer = build_trainer(config)
     tokens = sum(trainer.step()["new_tokens"] for _ in range(12))
@@ -107,7 +107,7 @@ def test_a_run_reports_the_trainer_and_the_exact_return() -> None:
     assert rows[0]["exact_return"] == pytest.approx(report["exact_return_base"], abs=1e-6)
     assert rows[-1]["exact_return"] == pytest.approx(report["exact_return"], abs=1e-6)
     assert rows[-1]["exact_return"] != rows[0]["exact_return"]
-    whole = train(Run("a", config.with_values(algorithm__schedule__window=16), ("decode_steps", 60), points=2))
+    whole = train(Trial("a", config.with_values(algorithm__schedule__window=16), ("decode_steps", 60), points=2))
     assert whole[-1]["decode_steps"] >= 60 > whole[-2]["decode_steps"]
 
 
@@ -129,7 +129,7 @@ def test_exact_values_are_what_a_critic_tends_to() -> None:
             error = np.std(found) / np.sqrt(len(found))
             mean_visits = visits_S[s] * 4000 / len(found)
             assert np.mean(found) == pytest.approx(V_S[s] * mean_visits, abs=5 * error + 0.05 * mean_visits)
-    rows = train(Run("a", small(critic__lr=0.0), ("step", 1), critic="exact", observe=critic_error))
+    rows = train(Trial("a", small(critic__lr=0.0), ("step", 1), critic="exact", observe=critic_error))
     assert rows[-1]["critic_error"] < 1e-5
 
 

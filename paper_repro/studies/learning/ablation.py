@@ -8,7 +8,7 @@ from paper_repro.studies.learning.bootstrap import compare, interval, interval_l
 from paper_repro.studies.learning.trials import (
     LABELS,
     Row,
-    Run,
+    Trial,
     by_variant,
     censored,
     draw_curves,
@@ -41,10 +41,10 @@ VARIANTS: dict[str, Algorithm] = {
 }
 
 
-def plan(options: StudyOptions) -> list[Run]:
+def plan(options: StudyOptions) -> list[Trial]:
     """Every variant with every seed."""
     return [
-        Run(name, heavy_tailed(algorithm, seed=seed), ("tokens", 2 * TOKENS if options.full else TOKENS))
+        Trial(name, heavy_tailed(algorithm, seed=seed), ("tokens", 2 * TOKENS if options.full else TOKENS))
         for name, algorithm in VARIANTS.items()
         for seed in range(options.seed, options.seed + options.seeds)
     ]

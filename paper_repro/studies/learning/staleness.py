@@ -10,7 +10,7 @@ from paper_repro.studies.learning.bootstrap import compare, interval, interval_l
 from paper_repro.studies.learning.trials import (
     LABELS,
     Row,
-    Run,
+    Trial,
     Truth,
     by_variant,
     draw_curves,
@@ -52,11 +52,11 @@ def label(name: str, rate: float) -> str:
     return f"{name} @ {rate:g}"
 
 
-def plan(options: StudyOptions) -> list[Run]:
+def plan(options: StudyOptions) -> list[Trial]:
     """Every variant at every learning rate with every seed, all for the same clock time."""
     end = 2 * DECODE_STEPS if options.full else DECODE_STEPS
     return [
-        Run(
+        Trial(
             label(name, rate),
             heavy_tailed(algorithm, seed=seed, rate=rate),
             ("decode_steps", end),

@@ -14,7 +14,7 @@ from paper_repro.studies.learning.trials import (
     DEMANDS,
     LABELS,
     Row,
-    Run,
+    Trial,
     Truth,
     by_variant,
     critic_table,
@@ -137,7 +137,7 @@ def lasts(error_X: Floats) -> int:
     return int(beyond[-1]) + 1 if len(beyond) else 0
 
 
-def plan(options: StudyOptions) -> list[Run]:
+def plan(options: StudyOptions) -> list[Trial]:
     """Every window with every seed, by a policy that does not move and by one that learns; a point each step.
 
     The critic's loss is a mean over tokens. On the other studies' table, whole responses compare it with the default,
@@ -156,7 +156,7 @@ def plan(options: StudyOptions) -> list[Run]:
         for seed in range(options.seed, options.seed + options.seeds):
             algorithm = replace(tppo(window, critic=critic), warmup_steps=0)
             config = heavy_tailed(algorithm, seed=seed, rate=rate, slots=SLOTS, mini_batch=SLOTS, task=task)
-            runs.append(Run(name, config, ("step", STEPS), points=STEPS, critic="exact", observe=believed))
+            runs.append(Trial(name, config, ("step", STEPS), points=STEPS, critic="exact", observe=believed))
     return runs
 
 

@@ -1,6 +1,6 @@
 """What the learning studies share: runs of the one trainer with exact returns along the way, and their statistics.
 
-A study is a list of `Run`s. `train` steps `tppo.loop.trainer.Trainer` and asks the simulator for the return of the
+A study is a list of trials. `train` steps `tppo.loop.trainer.Trainer` and asks the simulator for the return of the
 policy as it is, so no curve carries evaluation noise; what varies between seeds is training.
 
 Clocks of a run: generated tokens, and decode steps. The decode steps of a training step are the tokens that its longest
@@ -80,21 +80,21 @@ def heavy_tailed(
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    variant: its name in the study. config: its seed is the run's. until: the clock that ends it, and its reading.
-    points: how often the run is looked at, evenly on that clock, the start not counted.
-    critic: the table it starts from, V = 0 or the exact values of the start policy.
-    observe: more columns, from the trainer after a step, the step's metrics and the simulator.
-    """
+class Trial:
+    """One training run of a study."""
 
     variant: str
+    """Its name in the study."""
     config: RunConfig
+    """Its seed is the run's."""
     until: tuple[Clock, int]
+    """The clock that ends it, and its reading then."""
     points: int = 30
+    """How often the run is looked at, evenly on that clock, the start not counted."""
     critic: Literal["zero", "exact"] = "zero"
+    """The table it starts from: V = 0, or the exact values of the start policy."""
     observe: Callable[[Trainer, Row, Truth], Row] | None = None
+    """More columns, from the trainer after a step, the step's metrics and the simulator."""
 
 
 class Truth:
@@ -141,7 +141,7 @@ def critic_table(trainer: Trainer) -> TabularCritic:
     return critic
 
 
-def train(run: Run) -> list[Row]:
+def train(run: Trial) -> list[Row]:
     """Rows of one run: where it stands at the start and at each point, and what `observe` adds from the first step on.
 
     A point is the first step whose clock has passed it.
@@ -177,7 +177,7 @@ def train(run: Run) -> list[Row]:
     return rows
 
 
-def train_all(runs: Sequence[Run], progress: Ticks) -> list[Row]:
+def train_all(runs: Sequence[Trial], progress: Ticks) -> list[Row]:
     """All rows, run after run, with the same columns."""
     # The first row of a file names its columns, and the start of a run has nothing to observe.
     rows = [row for part in progress.map(train, runs, unit="run") for row in part]

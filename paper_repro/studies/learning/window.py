@@ -6,7 +6,7 @@ from paper_repro.studies.learning.bootstrap import Floats, compare, interval, in
 from paper_repro.studies.learning.trials import (
     LABELS,
     Row,
-    Run,
+    Trial,
     by_variant,
     censored,
     draw_curves,
@@ -31,7 +31,7 @@ def fast(window: int) -> str:
     return f"W = {window}, rate {FAST_RATE}"
 
 
-def plan(options: StudyOptions) -> list[Run]:
+def plan(options: StudyOptions) -> list[Trial]:
     """Every window with every seed; whole responses on as many tokens a step as the shortest window takes; and both
     ends at four times the policy's learning rate, for a rate that suits many small steps need not suit few large ones.
     """
@@ -39,7 +39,7 @@ def plan(options: StudyOptions) -> list[Run]:
     variants.append((HALF, WINDOWS[-1], 16, RATE))
     variants += [(fast(window), window, 32, FAST_RATE) for window in (WINDOWS[0], WINDOWS[-1])]
     return [
-        Run(
+        Trial(
             name,
             heavy_tailed(tppo(window), seed=seed, slots=slots, rate=rate),
             ("tokens", 2 * TOKENS if options.full else TOKENS),

@@ -11,7 +11,7 @@ from paper_repro.studies.learning.bootstrap import band, compare, interval, inte
 from paper_repro.studies.learning.trials import (
     LABELS,
     Row,
-    Run,
+    Trial,
     Truth,
     by_variant,
     censored,
@@ -72,7 +72,7 @@ def warmed(steps: int) -> str:
     return f"V = 0, warm-up {steps}"
 
 
-def plan(options: StudyOptions) -> list[Run]:
+def plan(options: StudyOptions) -> list[Trial]:
     """Starts and speeds of the critic, each with every seed."""
     steps = 2 * STEPS if options.full else STEPS
     runs = []
@@ -81,7 +81,7 @@ def plan(options: StudyOptions) -> list[Run]:
         def add(name: str, algorithm: Algorithm, seed: int = seed) -> None:
             config = heavy_tailed(algorithm, seed=seed)
             critic: Literal["zero", "exact"] = "exact" if name.startswith(WARM) else "zero"
-            runs.append(Run(name, config, ("step", steps), points=steps // 4, critic=critic, observe=signal))
+            runs.append(Trial(name, config, ("step", steps), points=steps // 4, critic=critic, observe=signal))
 
         for tail, lr in (("", 0.05), (SLOW, SLOW_LR)):
             cold = replace(tppo(WINDOW, critic=replace(WINDOWED_CRITIC, lr=lr)), warmup_steps=0)
