@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.reproduction import data as reproduce_data
-from paper_repro.reproduction.pairs import EVALUATION_SEED, SIZES, Pair, pair, parse_changes
+from paper_repro.reproduction.pairs import EVALUATION_SEED, SIZES, RunPair, pair, parse_changes
 from paper_repro.reproduction.pipeline import Ranks, Stage, digest_of_stage, on_main, run_stage
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
@@ -45,7 +45,7 @@ class Stopped(Exception):
 class Reproduction:
     """What is run, and where."""
 
-    pair: Pair
+    pair: RunPair
     out: Path
     """Folder of all stages."""
     ranks: Ranks

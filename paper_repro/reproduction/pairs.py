@@ -27,7 +27,7 @@ FIXED = (*("task.train", "task.held_out", "recipe", "seed", "algorithm.critic.st
 
 
 @dataclass(frozen=True)
-class Pair:
+class RunPair:
     """T-PPO and PPO at one size of model; they differ in the algorithm alone."""
 
     tppo: RunConfig
@@ -47,7 +47,7 @@ class Pair:
         return isinstance(self.tppo.task, MathDataTask)
 
 
-def pair(size: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> Pair:
+def pair(size: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> RunPair:
     """The pair of that size. Raises ConfigError.
 
     changes: dotted fields to values, see ``_changed``.
@@ -65,7 +65,7 @@ def pair(size: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool =
     return chosen
 
 
-def _changed(chosen: Pair, path: str, value: Any) -> Pair:
+def _changed(chosen: RunPair, path: str, value: Any) -> RunPair:
     """One field changed in the runs it belongs to: a field of the windows in T-PPO alone, the number of steps and the
     evaluation in both that train the policy, one named value.* in value pretraining, all else in all three.
     """
@@ -106,7 +106,7 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
 
 def _paired(
     config: RunConfig, rival: RunConfig, *, value_steps: int, stop: ValuePretraining, target: float, shape: str = ""
-) -> Pair:
+) -> RunPair:
     """Both runs train the policy from the first step: the critic has learned before. Value pretraining generates whole
     responses: windows would show it the short ones first.
     """
@@ -119,7 +119,7 @@ def _paired(
         checkpoint__keep_best=0,
         checkpoint__keep=1,
     )
-    return Pair(
+    return RunPair(
         tppo=_from_the_first_step(config),
         ppo=_from_the_first_step(rival),
         value=value,
@@ -133,19 +133,19 @@ def _from_the_first_step(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, warmup_steps=0))
 
 
-def _toy() -> Pair:
+def _toy() -> RunPair:
     stop = ValuePretraining(patience=8)
     return _paired(small.toy_language(), small.toy_language_ppo(), value_steps=30, stop=stop, target=0.9)
 
 
-def _smollm2() -> Pair:
+def _smollm2() -> RunPair:
     config = small.smollm2_135m()
     stop = ValuePretraining(patience=8)
     rival = small.ppo_twin(config, f"{config.recipe}-ppo")
     return _paired(config, rival, value_steps=20, stop=stop, target=0.8, shape="Qwen2.5-0.5B")
 
 
-def _qwen(size: str, shape: str, target: float) -> Pair:
+def _qwen(size: str, shape: str, target: float) -> RunPair:
     config, rival = RECIPES[f"qwen2.5-{size}-tppo"](), RECIPES[f"qwen2.5-{size}-ppo"]()
     # 50 steps as in VAPO; that they may end earlier is our choice.
     return _paired(config, rival, value_steps=50, stop=ValuePretraining(patience=15), target=target, shape=shape)
@@ -160,7 +160,7 @@ SIZES = {
 }
 
 
-def _tiny(full: Pair) -> Pair:
+def _tiny(full: RunPair) -> RunPair:
     """The same code path in seconds. Nothing depends on the number of ranks: a run may go on with another."""
     changes: dict[str, Any] = {
         "rollout__slots": 16, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
@@ -189,4 +189,4 @@ def _tiny(full: Pair) -> Pair:
     value = full.value.with_values(
         **changes, steps=2, evaluation=quiet, algorithm__explained_variance=None, algorithm__patience=None
     )
-    return Pair(runs[0], runs[1], value, full.target, full.shape, dry_run=True)
+    return RunPair(runs[0], runs[1], value, full.target, full.shape, dry_run=True)

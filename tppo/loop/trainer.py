@@ -73,7 +73,7 @@ class Trainer:
         for aux in p.auxiliaries:  # 5: values, reference
             with clock.phase(aux.name):
                 columns |= aux.columns(networks.context(aux, key, version), batch, train_N)
-        if trains and p.reads & {"old", "entropy"}:  # 6: the policy before the update
+        if (p.reads if trains else p.reads_first) & {"old", "entropy"}:  # 6: the policy before the update
             with clock.phase("logprobs", int(train_N.sum())):
                 columns["old"], columns["entropy"] = self.call.logprobs(self.policy, batch, train_N)
                 check_finite("log-probabilities", columns["old"], uids=batch.uids_S, row_N=batch.row_N)
