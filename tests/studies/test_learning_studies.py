@@ -14,7 +14,7 @@ import pytest
 from paper_repro.studies.learning import bootstrap, renewal
 from paper_repro.studies.learning import trials as learning
 from paper_repro.studies.learning.transient_findings import LADDER, lasts
-from paper_repro.studies.learning.trials import LearningStudy, Run, Truth, Variant, critic_values, train
+from paper_repro.studies.learning.trials import LearningStudy, Trial, Truth, Variant, critic_values, train
 from paper_repro.studies.learning.variants import heavy_tailed, windowed
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
@@ -41,7 +41,7 @@ def tiny(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def trained(config: Any, clock: Any, budget: int, points: int = 30, critic: Any = "zero", observe: Any = None) -> Any:
     """The rows of one run."""
     variant = Variant("a", config, critic)
-    return train(Run(LearningStudy((variant,), clock, budget, points, observe), variant, seed=config.seed))
+    return train(Trial(LearningStudy((variant,), clock, budget, points, observe), variant, seed=config.seed))
 
 
 def small(window: int = 4, **changes: Any) -> Any:

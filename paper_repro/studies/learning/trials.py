@@ -61,10 +61,10 @@ class LearningStudy:
     observe: Callable[[Trainer, Row, Truth], Row] | None = None
     comparisons: tuple[Pair, ...] = ()
 
-    def runs(self, options: StudyOptions) -> list[Run]:
+    def runs(self, options: StudyOptions) -> list[Trial]:
         """Every variant with every seed."""
         seeds = range(options.seed, options.seed + options.seeds)
-        return [Run(self, variant, seed) for variant in self.variants for seed in seeds]
+        return [Trial(self, variant, seed) for variant in self.variants for seed in seeds]
 
     def train(self, options: StudyOptions, progress: Ticks) -> list[Row]:
         """The rows of all runs, one run after the other, with the same columns."""
@@ -79,7 +79,7 @@ class LearningStudy:
 
 
 @dataclass(frozen=True)
-class Run:
+class Trial:
     """One training run of a study."""
 
     study: LearningStudy
@@ -124,7 +124,7 @@ class Truth:
         return (visits_HS * V_HS).sum(axis=0) / np.maximum(visits_S, 1e-300), visits_S
 
 
-def train(run: Run) -> list[Row]:
+def train(run: Trial) -> list[Row]:
     """Train, and return a row for the start and for each point; a point is the first step whose clock has passed it."""
     from tppo.runs.build import build_trainer
 
