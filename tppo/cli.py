@@ -267,7 +267,7 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
     config = _override(stored, rest, "tppo replay", validate)
     same = True
     for done in replay(path, known.dump, steps=known.steps, config=config):
-        print(json.dumps(done.step.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
+        print(json.dumps(done.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
         same = same and all(done.same.values())
     if config != stored:
         print("tppo: other values than the run's were asked for: other weights are expected", file=sys.stderr)

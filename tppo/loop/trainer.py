@@ -99,6 +99,7 @@ class Trainer:
     def collect(self, clock: PhaseClock) -> list[Response]:
         """Rounds of generation until the algorithm has what it trains on: one, unless it waits for whole groups."""
         cap, wanted = self.config.rollout.max_response_tokens, self.parts.groups or 1
+        clock.count("generate", self.slots.new_tokens)
         for _ in range(PATIENCE * -(-cap // self.slots.window)):
             responses = self.slots.admit()
             with clock.phase("load_policy"):
