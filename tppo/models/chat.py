@@ -57,8 +57,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a response: the tokenizer's, and those of the model's generation config, or where there is none
-    of its config, as transformers has it. Raises ConfigError for what is no token.
+    """Token ids that end a response: the tokenizer's, and those of the model's generation config, or (where there is
+    none) of its config, as transformers has it. Raises ConfigError for what is no token.
     """
     ids: set[int] = {int(tokenizer.eos_token_id)}
     path = next((p for p in (folder / "generation_config.json", folder / "config.json") if p.is_file()), None)
