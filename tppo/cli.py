@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.files import is_free, writing_to
 from tppo.plan.command import add_arguments
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.runs.checkpoint.contents import load_network, stored_config
     from tppo.runs.checkpoint.store import newest
 
-    if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
+    if not is_free(known.folder):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
@@ -247,10 +248,8 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     workload = config.task.build(config, ranks)
     place(workload.policy, workload.fill, torch.device("cpu"), ranks)
     load_network("policy", workload.policy, path)
-    try:
+    with writing_to(known.folder, "folder"):
         workload.save(workload.policy, known.folder)
-    except OSError as error:
-        raise ConfigError("folder", str(known.folder), "a folder that can be written", str(error)) from None
     print(f"{path} written to {known.folder}: {', '.join(sorted(p.name for p in known.folder.iterdir()))}")
     return 0
 
@@ -268,7 +267,7 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
     config = _override(stored, rest, "tppo replay", validate)
     same = True
     for done in replay(path, known.dump, steps=known.steps, config=config):
-        print(json.dumps(done.step.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
+        print(json.dumps(done.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
         same = same and all(done.same.values())
     if config != stored:
         print("tppo: other values than the run's were asked for: other weights are expected", file=sys.stderr)

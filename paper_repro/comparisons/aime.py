@@ -90,8 +90,9 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
     from tppo.data.problems import load_problems
     from tppo.environment import environment
     from tppo.evaluation import model, report
+    from tppo.evaluation.figure import draw_report
     from tppo.evaluation.run import prompts_digest, sample_responses
-    from tppo.evaluation.store import EvalFolder, check_folder
+    from tppo.evaluation.store import EvalFolder, check_evaluation_folder
     from tppo.grading.mathematics import MathReward
 
     check_ranges(command)
@@ -122,7 +123,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
         "stop_ids": sorted(asked.stop_ids),
         "versions": model.package_versions(command.engine),
     }
-    check_folder(command.out, manifest)
+    check_evaluation_folder(command.out, manifest)
     with (
         MathReward(
             [problem.answer for problem in loaded.problems], workers=command.workers, seconds=command.grader_seconds
@@ -156,7 +157,8 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
         if failed := {verdict: n for verdict, n in grader.counts.items() if n and verdict != "ok"}:
             _say(command, f"texts that the grader gave up on, counted as wrong: {failed}")
         found = report.report_on(source.name, asked.prompts, responses)
-        report.write_report(results, found, responses, command.settings.max_new_tokens)
+        report.write_report(results, found)
+        draw_report(found, responses, command.settings.max_new_tokens, command.out / "figure.png")
         print(found.table())
         if other is not None and command.compare is not None:
             _compare(command, results, other)

@@ -58,33 +58,21 @@ class PretrainedTask(TaskConfig):
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
         from tppo.grading.mathematics import MathReward
         from tppo.models.base import PolicyModel
-        from tppo.models.folder import (
-            chat_text,
-            context_length,
-            critic_of,
-            end_tokens,
-            export,
-            fill,
-            load_tokenizer,
-            policy_of,
-        )
+        from tppo.models.chat import ChatTokenizer
+        from tppo.models.folder import context_length, critic_of, export, fill, policy_of
 
         folder = ranks.main_first(lambda: model_folder(self.model))
-        tokenizer = load_tokenizer(folder)
+        before = [("system", self.system)] if self.system else []
+        if self.example_question:
+            before += [("user", self.example_question), ("assistant", self.example_answer)]
+        chat = ChatTokenizer(folder, before)
         self._check_room(config, context_length(folder))
-
-        def chat(question: str) -> str:
-            turns = [("system", self.system)] if self.system else []
-            if self.example_question:
-                turns += [("user", self.example_question), ("assistant", self.example_answer)]
-            return chat_text(tokenizer, [*turns, ("user", question)])
 
         def encode(problems: Sequence[Problem], template: str, on_overlong: OnBadRow) -> list[Prompt]:
             return to_prompts(
                 problems,
-                lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+                chat.encode,
                 template=template,
-                chat=chat,
                 max_prompt_tokens=self.max_prompt_tokens,
                 on_overlong=on_overlong,
             ).prompts
@@ -92,13 +80,10 @@ class PretrainedTask(TaskConfig):
         prompts, held_out, truths = self.problems(config, encode, ranks)
         reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
 
-        def decode(tokens: Sequence[int]) -> str:
-            return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
         def save(policy: PolicyModel, folder: Path) -> None:
             export(policy, folder, ranks)
             if ranks.main:
-                tokenizer.save_pretrained(folder)
+                chat.tokenizer.save_pretrained(folder)
 
         def report(policy: PolicyModel) -> dict[str, Any]:
             of_ranks = ranks.gather((reward.counts, reward.slowest))
@@ -112,8 +97,8 @@ class PretrainedTask(TaskConfig):
             prompts=prompts,
             held_out=held_out,
             reward=reward,
-            decode=decode,
-            stop_ids=end_tokens(folder, tokenizer),
+            decode=chat.decode,
+            stop_ids=chat.stop_ids,
             save=save,
             load=fill,
             report=report,

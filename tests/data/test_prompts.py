@@ -33,18 +33,6 @@ def test_prompts_carry_what_the_reward_needs() -> None:
     assert str(report) == "3 prompts, longest seen 14 tokens"
 
 
-def test_chat_wraps_the_filled_template() -> None:
-    seen = []
-
-    def chat(text: str) -> str:
-        seen.append(text)
-        return f"<{text}>"
-
-    report = to_prompts(PROBLEMS[:1], encode, template="{question}!", chat=chat, max_prompt_tokens=9)
-    assert seen == ["xxx!"]
-    assert report.prompts[0].tokens == tuple(encode("<xxx!>"))
-
-
 def test_a_question_with_braces_is_not_a_template() -> None:
     report = to_prompts([Problem("a", "{question} {0}", "1", "s", 1)], encode, max_prompt_tokens=99)
     assert report.prompts[0].tokens == tuple(encode("{question} {0}"))

@@ -122,7 +122,7 @@ def test_sliding_windows_are_refused() -> None:
     model = tiny_lm("qwen2")
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ConfigError, match="full_attention in every layer"):
-        TransformerPolicy(model)
+        TransformerPolicy(model).check(longest=None, decodes=True, packed=False)
 
 
 @torch.no_grad()

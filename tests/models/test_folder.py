@@ -20,7 +20,8 @@ from tppo.data.sources import DataSource
 from tppo.engines.memory import GIB, MemoryPlan, memory_plan
 from tppo.engines.options import VllmOptions
 from tppo.errors import ConfigError, DataError
-from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_causal_lm, load_tokenizer
+from tppo.models.chat import ChatTokenizer, chat_text, end_tokens, load_tokenizer
+from tppo.models.folder import check_model_folder, context_length, load_causal_lm
 from tppo.runs.build import build_trainer
 
 CHAT = (
@@ -61,7 +62,7 @@ def copy(source: Path, target: Path, *, without: str = "") -> Path:
 @pytest.mark.parametrize("piece", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_piece_is_named(model: Path, tmp_path: Path, piece: str) -> None:
     folder = copy(model, tmp_path / "m", without=piece)
-    for load in (check_folder, load_causal_lm, load_tokenizer):
+    for load in (check_model_folder, load_causal_lm, load_tokenizer):
         with pytest.raises(ConfigError, match=f"missing: {piece}"):
             load(folder)
 
@@ -72,19 +73,19 @@ def test_missing_shards_are_named(model: Path, tmp_path: Path) -> None:
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(ConfigError, match=r"missing: model-2\.safetensors, model-3\.safetensors"):
-        check_folder(folder)
+        check_model_folder(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ConfigError, match="an index of weights"):
-        check_folder(folder)
+        check_model_folder(folder)
 
 
 def test_broken_pieces_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an existing folder"):
-        check_folder(tmp_path / "nowhere")
+        check_model_folder(tmp_path / "nowhere")
     folder = copy(model, tmp_path / "a")
     (folder / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="a JSON object"):
-        check_folder(folder)
+        check_model_folder(folder)
     folder = copy(model, tmp_path / "b")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -103,6 +104,14 @@ def test_a_tokenizer_without_end_or_chat_is_refused(model: Path, tmp_path: Path)
     save_tokenizer(folder, chat=None)
     with pytest.raises(ConfigError, match="a chat template"):
         chat_text(load_tokenizer(folder), [("user", "What")])
+
+
+def test_a_question_goes_through_the_chat_template_behind_what_comes_before(model: Path) -> None:
+    chat = ChatTokenizer(model, [("system", "Answer: 1 + 1"), ("user", "What is 3"), ("assistant", "= 3")])
+    words = "system Answer: 1 + 1 <end> user What is 3 <end> assistant = 3 <end> user What is 4 <end> assistant"
+    assert [WORDS[token] for token in chat.encode("What is 4")] == words.split(" ")
+    assert chat.decode([WORDS.index(word) for word in ("=", "4", "<end>")]) == "= 4"
+    assert chat.stop_ids == end_tokens(model, chat.tokenizer)
 
 
 def test_end_tokens_of_tokenizer_and_generation_config(model: Path, tmp_path: Path) -> None:
@@ -149,7 +158,7 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
         WordProblemTask(model=str(model), max_prompt_tokens=64, example_question="What ?", example_answer="= .")
     )
     trainer = build_trainer(config)
-    text = trainer.workload.decode(trainer.workload.prompts(0).tokens)
+    text = load_tokenizer(model).decode(trainer.workload.prompts(0).tokens, skip_special_tokens=True)
     assert text.startswith("user What ? ")
     assert text.endswith("assistant")
     for _ in range(3):
@@ -157,7 +166,7 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
     assert metrics["policy_updates"] > 0
     assert 0 <= trainer.evaluate().solve_rate <= 1
     trainer.workload.save(trainer.policy, tmp_path)
-    assert check_folder(tmp_path)["model_type"] == "llama"
+    assert check_model_folder(tmp_path)["model_type"] == "llama"
     load_tokenizer(tmp_path)
     moved = load_causal_lm(tmp_path).state_dict()
     assert all(torch.equal(moved[name], value) for name, value in trainer.policy.hugging_face.state_dict().items())  # type: ignore[union-attr, operator]

@@ -50,7 +50,7 @@ def stages_done(out: Path) -> dict[str, Any]:
 
 def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    argv: list[str | Path] = ["--rung", "32b", "--dry-run", "--out", out, "--quiet", "--set", "engine=vllm"]
+    argv: list[str | Path] = ["--size", "32b", "--dry-run", "--out", out, "--quiet", "--set", "engine=vllm"]
     argv += problems(tmp_path / "data")
     stopped = torchrun(2, [WORKER, "stopped", "qwen2.5-32b-tppo", "1", *argv, "--stages", "data,value,tppo"])
     assert f"exitcode  : {STOPPED}" in stopped.stderr, stopped.stderr[-4000:]
@@ -59,7 +59,7 @@ def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: P
     assert len(read_metrics(run / "metrics.jsonl")) == 2
     assert len(list((run / "checkpoints" / "step-00000002" / "tensors").iterdir())) == 2  # one file a rank
 
-    succeed(torchrun(1, ["-m", "paper_repro.reproduction.command", *argv]))
+    succeed(torchrun(1, ["-m", "paper_repro.reproduction", *argv]))
     done = stages_done(out)
     assert done.keys() == {
         *("data", "value", "tppo-seed0", "ppo-seed0", "figures"),

@@ -33,13 +33,12 @@ def to_prompts(
     encode: Callable[[str], Sequence[int]],
     *,
     template: str = SLOT,
-    chat: Callable[[str], str] | None = None,
     max_prompt_tokens: int,
     on_overlong: OnBadRow = "error",
 ) -> PromptReport:
-    """Fill the template, wrap it by ``chat`` (user's message -> text with role marks), encode, keep what fits.
+    """Fill the template, encode, keep what fits. Raises ConfigError for options, DataError for what is left.
 
-    With ``chat``, ``encode`` must add no special tokens: the chat template has them.
+    encode: a filled template to token ids, such as ``tppo.models.chat.ChatTokenizer.encode``.
     """
     if template.count(SLOT) != 1:
         raise ConfigError("template", template, f"text with exactly one {SLOT}")
@@ -49,8 +48,7 @@ def to_prompts(
         raise ConfigError("on_overlong", on_overlong, "one of 'error', 'drop'")
     prompts, lines, longest, example = [], [], 0, ""
     for problem in problems:
-        text = template.replace(SLOT, problem.question)
-        tokens = tuple(encode(text if chat is None else chat(text)))
+        tokens = tuple(encode(template.replace(SLOT, problem.question)))
         if not tokens or not all(isinstance(t, int | np.integer) for t in tokens):
             found = f"{tokens[:3]!r}"
             raise DataError(
