@@ -124,28 +124,35 @@ def test_a_stale_layer_is_caught(pair: tuple[Any, Any]) -> None:
         probe(engine, policy, PROMPTS, bound=BOUNDS[True], version=11, ranks=Ranks())
 
 
-@pytest.mark.parametrize("fault", ["stale output layer", "zeroed k_proj", "lost norm", "NaN"])
+@pytest.mark.parametrize("fault", ["stale output layer", "zeroed k_proj", "lost norm"])
 def test_a_fault_in_one_layer_is_caught(pair: tuple[Any, Any], fault: str) -> None:
     policy, engine = pair
     before = {name: w + w.std() * torch.randn_like(w) for name, w in policy.weights()}
     engine.load_policy(stale_weights(dict(policy.weights()), before)[fault].items(), 13)
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="stale"):
         probe(engine, policy, PROMPTS, bound=BOUNDS[False], version=13, ranks=Ranks())
     engine.load_policy(policy.weights(), 14)
-    assert probe(engine, policy, PROMPTS, bound=BOUNDS[False], version=14, ranks=Ranks()) < 1e-5
+    probe(engine, policy, PROMPTS, bound=1e-4, version=14, ranks=Ranks())
 
 
-def test_bfloat16_passes_the_default_bound(pair: tuple[Any, Any], tmp_path: Path) -> None:
-    """Sound weights, in an engine that computes in bfloat16, beside a trainer in float32 and one in bfloat16."""
+def test_bfloat16_passes_the_default_bound(tmp_path: Path) -> None:
+    """Sound weights, in an engine that computes in bfloat16, beside a trainer in float32 and one in bfloat16. NaN does
+    not; it comes last, for it stays in the engine's memory for keys and values.
+    """
     from tppo.engines.vllm import VllmEngine
 
-    policy, _ = pair
-    policy.model.save_pretrained(tmp_path)
+    model = tiny_lm("qwen3", tied=False, head_dim=32)
+    model.save_pretrained(tmp_path)
     engine = VllmEngine(tmp_path, OPTIONS, dtype="bfloat16", seed=0, ranks=Ranks())
     try:
-        for trainer in (policy, TransformerPolicy(copy.deepcopy(policy.model).bfloat16())):
+        for of_trainer in (model, copy.deepcopy(model).bfloat16()):
+            trainer = TransformerPolicy(of_trainer)
             engine.load_policy(trainer.weights(), 1)
             assert 0 < probe(engine, trainer, PROMPTS, bound=BOUNDS[True], version=1, ranks=Ranks()) < BOUNDS[True] / 3
+        weights = dict(trainer.weights())
+        engine.load_policy(stale_weights(weights, weights)["NaN"].items(), 2)
+        with pytest.raises(EngineError):
+            probe(engine, trainer, PROMPTS, bound=BOUNDS[True], version=2, ranks=Ranks())
     finally:
         engine.close()
 
