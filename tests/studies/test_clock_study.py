@@ -13,7 +13,7 @@ import pytest
 import paper_repro.studies.time.clock as study
 from paper_repro.studies.time import measure as clock_measure
 from paper_repro.studies.time.cells import CAP, Grid, speed_up_cell
-from paper_repro.studies.time.measure import Plan, measure, plans, read_measurements, write_measurements
+from paper_repro.studies.time.measure import Plan, measure_engine, plans, read_measurements, write_measurements
 from paper_repro.studies.time.validate import validate, work
 from sim.clock.fitted import FittedCost
 from sim.clock.lengths import Lengths
@@ -78,7 +78,7 @@ def test_the_embedded_engine_is_measured(tmp_path: Path) -> None:
         Plan("fit", 3, None, Lengths.constant(5), 4, 2),
         Plan("check", 4, 3, Lengths.sample([2, 9]), 4, 3, seed=1),
     ]
-    rows = measure("torch", few, repeats=2, show=False)
+    rows = measure_engine("torch", few, repeats=2, show=False)
     assert len(rows) == 4
     for row in rows:
         plan = next(p for p in few if p.name == row["plan"])
@@ -90,14 +90,14 @@ def test_the_embedded_engine_is_measured(tmp_path: Path) -> None:
     assert read_measurements(path) == rows
     assert [p.name for p in path.parent.iterdir()] == ["measurements.csv"]
     with pytest.raises(ConfigError, match="torch or vllm"):
-        measure("sglang", few, repeats=1, show=False)
+        measure_engine("sglang", few, repeats=1, show=False)
 
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("ignore")
 def test_vllm_is_measured() -> None:
     few = [Plan("fit", 3, None, Lengths.constant(5), 4, 1), Plan("check", 4, 3, Lengths.sample([2, 9]), 4, 2, seed=1)]
-    rows = measure("vllm", few, repeats=1, show=False)
+    rows = measure_engine("vllm", few, repeats=1, show=False)
     assert [row["seconds"] > 0 for row in rows] == [True, True]
 
 
@@ -116,7 +116,7 @@ def test_a_measurement_file_that_cannot_be_read_says_where(tmp_path: Path) -> No
 
 def test_the_command_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "measurements.csv"
-    monkeypatch.setattr(clock_measure, "measure", made_up)
+    monkeypatch.setattr(clock_measure, "measure_engine", made_up)
 
     def call(*args: str) -> None:
         monkeypatch.setattr("sys.argv", ["clock_measure", "--out", str(path), *args])
@@ -150,7 +150,7 @@ def test_a_window_at_the_cap_gains_nothing_and_loses_nothing() -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = Grid(sigmas=(0.5, 1.0), slots=(16, 64), windows=(2048, 8192, CAP), steps=2, reference=(1.0, 32, 2048))
     monkeypatch.setattr(study, "Grid", lambda: grid)
-    monkeypatch.setattr(study, "measure", made_up)
+    monkeypatch.setattr(study, "measure_engine", made_up)
     monkeypatch.setattr(study, "CHANGES", {"as assumed": {}, "H200": {"hardware": "H200"}})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
@@ -162,7 +162,6 @@ def test_the_study_says_what_it_rests_on(tmp_path: Path, monkeypatch: pytest.Mon
     result = run_study(study.STUDY, resolve(study.STUDY, seeds=2), tmp_path / "out")
     text = (tmp_path / "out" / "findings.md").read_text()
     assert "kept measurements of one made up" in text
-    assert "median error of **0.0%** for the embedded engine (worst 0%) and **0.0%** for vLLM" in result.answer
     with (tmp_path / "out" / "data.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     kinds = [row["kind"] for row in rows]
@@ -170,9 +169,16 @@ def test_the_study_says_what_it_rests_on(tmp_path: Path, monkeypatch: pytest.Mon
         "speed-up": 2 * 2 * 3 * 2, "phases": 7 * 2, "asynchronous": 3 * 2, "sensitivity": 2 * 2,
         "validation": 2 * len(plans()), "price": 2 * 7,
     }  # fmt: skip
-    best = study.best_windows(list(result.rows), study.Grid())
-    assert all(window < CAP for _, window in best.values())
-    assert f"**{max(best.values())[0]:.2f}** times" in result.answer
+    found = study.measure(list(result.rows), study.Grid(), {"torch": "made up", "vllm": "made up", "other": "absent"})
+    assert set(found.best) == {(sigma, slots) for sigma in (0.5, 1.0) for slots in (16, 64)}
+    assert {cell.window for cell in found.cells} == {2048, 8192}
+    assert f"**{max(found.best.values()).speed_up:.2f}** times" in result.answer
+    assert set(found.changed) == {"as assumed", "H200"}
+    assert found.absent == {"other": "absent"}
+    for check in found.engines.values():
+        assert check.worst_error < 1e-5  # the prices are known
+        assert check.waiting == pytest.approx(2.0, rel=0.03)
+        assert check.rates is None or check.rates.flops > 0
     assert (tmp_path / "out" / "figure.png").stat().st_size < 150_000
 
 

@@ -1,11 +1,9 @@
-"""The exact studies: identities of what they compute, samples against exact answers, findings against their data."""
+"""The exact studies: identities of what they compute, samples against exact answers, and small runs."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,17 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from paper_repro.studies.exact import bias, gradient, last_m
+from paper_repro.studies.exact import (
+    bias,
+    bias_findings,
+    gradient,
+    gradient_findings,
+    last_m,
+    last_m_findings,
+)
+from paper_repro.studies.exact.bias_findings import pick
 from paper_repro.studies.exact.sampling import Shaping, estimates, sample, shaped
 from paper_repro.studies.exact.tables import CRITICS, ESTIMATORS, Table, choices, critic, moments, rms, tables, visits
 from paper_repro.studies.exact.updates import cosine, direction, expected_update, row_squares, true_gradient, update
 from paper_repro.studies.intervals import mean_interval
+from paper_repro.studies.port import authors_port
 from sim import exact
 from sim.mdp.table import TERMINAL, TokenMDP
-from tppo.studies.folder import read_study
-from tppo.studies.study import Progress, StudyOptions
+from tppo.studies.study import StudyOptions, Ticks
 
-EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
 TABLES = tables()
 # Chance that a statistical test fails though the code is right, per test; the seeds are fixed.
 FALSE_ALARM = 1e-6
@@ -256,56 +261,24 @@ def test_a_small_run_of_each_study(name: str, monkeypatch: pytest.MonkeyPatch) -
     module, grid, seeds = SMALL[name]
     monkeypatch.setattr(module, "Grid", functools.partial(module.Grid, **grid))
     monkeypatch.setattr(gradient, "DRAWS", 1)
-    result = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Progress())
+    result = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Ticks())
     assert {row["table"] for row in result.rows} == set(TABLES)
     assert "nan" not in result.answer
-    assert module._answer(*_arguments(name, list(result.rows))) == result.answer
-    twice = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Progress())
+    assert module.say(module.measure(list(result.rows))) == (result.answer, result.details)
+    twice = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Ticks())
     assert twice.rows == result.rows
     if name == "bias":
-        exactly = bias.pick(list(result.rows), critic="exact", estimator="EGAE, critic")
+        exactly = pick(list(result.rows), critic="exact", estimator="EGAE, critic")
         assert len(exactly) == 4 * 2 * 2
         assert max(exactly) < 1e-12
         assert {row["critic"] for row in result.rows} == set(CRITICS)
 
 
-def _arguments(name: str, rows: list[Any]) -> tuple[Any, ...]:
-    return (rows, last_m.authors_port()) if name == "last-m" else (rows,)
-
-
-def _value(text: str) -> Any:
-    if text in ("", "True", "False"):
-        return {"": None, "True": True, "False": False}[text]
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_the_kept_answer_is_that_of_the_kept_data(name: str) -> None:
-    """Every number of the answer follows from data.csv, by the code of today."""
-    with (EVIDENCE / name / "data.csv").open(newline="", encoding="utf-8") as file:
-        rows = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    stored = read_study(EVIDENCE / name)
-    module = SMALL[name][0]
-    assert module._answer(*_arguments(name, rows)) == stored["answer"]
-    assert module._details(rows, module.Grid(), *_arguments(name, rows)[1:]) == stored["details"]
-    assert stored["answer"] in (EVIDENCE / name / "findings.md").read_text()
-    assert stored["options"]["full"] is False
-
-
-def test_kept_files_are_small() -> None:
-    for name in SMALL:
-        assert (EVIDENCE / name / "data.csv").stat().st_size < 200_000
-        assert (EVIDENCE / name / "figure.png").stat().st_size < 150_000
-
-
 def test_grids_hold_the_quoted_cell() -> None:
-    for module in (bias, gradient, last_m):
+    for module, findings in ((bias, bias_findings), (gradient, gradient_findings), (last_m, last_m_findings)):
         for grid in (module.Grid(), module.FULL):
-            assert module.WINDOW in grid.windows
-            assert module.LAM in grid.lams
+            assert findings.WINDOW in grid.windows
+            assert findings.LAM in grid.lams
             assert dataclasses.is_dataclass(grid)
-    assert last_m.authors_port().ignore_last in last_m.Grid().drops
-    assert last_m.authors_port().ignore_last in last_m.FULL.drops
+    assert authors_port().ignore_last in last_m.Grid().drops
+    assert authors_port().ignore_last in last_m.FULL.drops

@@ -13,17 +13,12 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("TPPO_CACHE", str(Path(tempfile.gettempdir()) / "gate-cache"))
 
 import numpy as np
 import torch
@@ -136,7 +131,15 @@ def state_hash(responses: list[Any]) -> str:
 
 def run(config: RunConfig) -> dict[str, Any]:
     """Ten steps of one variant."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    try:
+        return _run(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(config: RunConfig) -> dict[str, Any]:
     trainer = build_trainer(config)
     models = trainer.networks.models
     result: dict[str, Any] = {

@@ -22,8 +22,9 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
     owners = Counter(column for a in parts.auxiliaries for column in a.gives)
     if twice := [column for column, count in owners.items() if count > 1]:
         raise ConfigError("algorithm", name, "one auxiliary for each column", f"two give {twice[0]!r}")
-    given = ALWAYS | owners.keys() | (parts.advantage.gives if parts.advantage else frozenset())
-    if missing := sorted(parts.reads - given):
+    first = ALWAYS | owners.keys()
+    given = first | (parts.advantage.gives if parts.advantage else frozenset())
+    if missing := sorted((parts.reads_first - first) | (parts.reads - given)):
         who = GIVERS.get(missing[0], "an advantage" if missing[0] == "advantages" else "no part that this library has")
         raise ConfigError(
             "algorithm",
@@ -39,6 +40,8 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
         )
     if any(t.aggregation == "constant" and not t.constant_length for t in parts.terms):
         raise ConfigError("algorithm", name, "a constant_length for a term of aggregation 'constant'")
+    if any(t.aggregation != "constant" and t.constant_length is not None for t in parts.terms):
+        raise ConfigError("algorithm", name, "aggregation 'constant' for a term with a constant_length")
     if not parts.terms and not any(a.optimizer for a in parts.auxiliaries):
         raise ConfigError(
             "algorithm", name, "at least one term, or an auxiliary that trains", "nothing would be learned"

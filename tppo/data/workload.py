@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tppo.grading.grader import Reward
+from tppo.grading.reward import Reward
 from tppo.models.base import CriticModel, Model, PolicyModel
 from tppo.types import Prompt
 
@@ -29,7 +29,7 @@ class Workload:
     held_out: Callable[[int], Prompt]
     """``held_out(i)``, problems never trained on."""
     reward: Reward
-    """See ``tppo.grading``."""
+    """See ``tppo.grading.reward``."""
     decode: Callable[[Sequence[int]], str]
     """Token ids to the text that the reward reads."""
     stop_ids: frozenset[int]

@@ -15,12 +15,10 @@ from tqdm import tqdm
 from tppo.engines.base import Engine
 from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
-from tppo.grading.grader import SubmittingReward
-from tppo.grading.mathematics import extract_answers
+from tppo.grading.answers import find_answer
+from tppo.grading.reward import SubmittingReward
 from tppo.ranges import Range
-from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
-
-_UID_BASE = 2**62  # evaluation never shares a random number with training
+from tppo.types import EVALUATION_UIDS, Continuation, GenerationRequest, Prompt, Sampling
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def response_uid(problem: str, sample: int) -> int:
     True
     """
     digest = hashlib.sha256(f"{sample} {problem}".encode()).digest()
-    return _UID_BASE + int.from_bytes(digest[:8], "big") % _UID_BASE
+    return EVALUATION_UIDS + int.from_bytes(digest[:8], "big") % 2**62
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
@@ -136,7 +134,7 @@ def _generation(problem: str, sample: int, seed: int, answer: Continuation, text
         seed=seed,
         tokens=len(answer.tokens),
         finish="stop" if answer.stopped else "length",
-        answer=extract_answers(text),
+        answer=find_answer(text),
         correct=False,
         text=text,
     )

@@ -1,8 +1,8 @@
-"""Grading. A reward is any callable (prompt, response text) -> finite number.
+"""Grading beside generation: a response is handed to the reward the moment its last token is there, while the engine
+still generates the others.
 
-A reward that also has ``submit(prompt, text) -> Future`` (as ``tppo.grading.mathematics.MathReward`` does) brings its
-own workers; any other is called in one thread, one text after the other. Either way a response is handed in the moment
-its last token is there, while the engine still generates the others.
+A reward with ``submit`` (``tppo.grading.reward.SubmittingReward``) judges in its own workers; any other is called in
+one thread.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import Protocol, runtime_checkable
 
 from tppo.errors import RewardError
+from tppo.grading.reward import Reward, SubmittingReward
 from tppo.ranks.ranks import Ranks
 from tppo.types import Continuation, Prompt, Response
-
-Reward = Callable[[Prompt, str], float]
-
-
-@runtime_checkable
-class SubmittingReward(Protocol):
-    """A reward with workers of its own."""
-
-    def submit(self, prompt: Prompt, text: str) -> Future[float]:
-        """The score, later."""
 
 
 class Grader:
     """Grades finished responses, each once, beside whatever the caller does meanwhile.
 
-    reward, decode: of the workload. seconds: the longest time without any verdict before the run stops; limits for
-    single texts are the reward's own.
+    reward: of the workload.
+    decode: token ids to the text that the reward reads.
+    seconds: the longest time without any verdict before the run stops; limits for single texts are the reward's own.
     """
 
     def __init__(self, reward: Reward, decode: Callable[[Sequence[int]], str], *, seconds: float, ranks: Ranks) -> None:

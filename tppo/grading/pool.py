@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import queue
-import re
 import signal
 import socket
 import struct
@@ -28,7 +27,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from tppo.errors import ConfigError, TPPOError
+from tppo.grading.worker import receive
 
 Verdict = Literal["ok", "timeout", "memory", "died", "error"]
 MAX_REPLY = 16 * 2**20
@@ -44,12 +44,6 @@ CALLS_PER_WORKER = 500
 """A worker is replaced after so many calls, so that caches and damage do not pile up."""
 START_SECONDS = 120.0
 """How long the template may take to import and warm up [s]."""
-REFUSED = re.compile(
-    r"os\.(fork|forkpty|posix_spawn|spawn|exec|system|kill|killpg|remove|rename|rmdir|mkdir|link|symlink|truncate)"
-    r"|os\.(chmod|chown)|pty\.spawn|subprocess\.Popen|resource\.(setrlimit|prlimit)|signal\.pthread_kill"
-    r"|socket\.__new__|ctypes\.(dlopen|dlsym)"
-)
-"""Audit events that raise PermissionError in a worker."""
 
 
 class SandboxError(TPPOError, RuntimeError):
@@ -58,49 +52,28 @@ class SandboxError(TPPOError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one call came to.
-
-    value: what the function returned, None unless the verdict is "ok". verdict: how the call ended. seconds: wall time
-    from sending the arguments to the verdict [s]. detail: the exception or the signal, for messages.
-    """
+    """What one call came to."""
 
     value: Any
+    """What the function returned, None unless the verdict is "ok"."""
     verdict: Verdict
+    """How the call ended."""
     seconds: float
+    """Wall time from sending the arguments to the verdict [s]."""
     detail: str = ""
-
-
-def _send(sock: socket.socket, message: Any) -> None:
-    data = json.dumps(message).encode()
-    sock.sendall(struct.pack("!Q", len(data)) + data)
-
-
-def _receive(sock: socket.socket, deadline: float | None = None, most: int = 2**40) -> Any:
-    """One message. Raises TimeoutError after ``deadline`` (time.monotonic), EOFError at the end, ValueError if long."""
-
-    def exactly(count: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            sock.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-3))
-            part = sock.recv(min(count - len(parts), 2**20))
-            if not part:
-                raise EOFError
-            parts += part
-        return bytes(parts)
-
-    (length,) = struct.unpack("!Q", exactly(8))
-    if length > most:
-        raise ValueError(f"a reply of {length} bytes")
-    return json.loads(exactly(length))
+    """The exception or the signal, for messages."""
 
 
 class _Template:
-    """The process that workers are forked from, and the only one that kills and reaps them, so no id is used twice."""
+    """The process that workers are forked from (`tppo.grading.worker.template`).
+
+    It alone kills and reaps them, so a process id is never killed after it has passed to another process.
+    """
 
     def __init__(self, function: str, warm_up: str, memory: int) -> None:
         self.control, theirs = socket.socketpair()
         boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-        boot += "from tppo.grading.pool import _template; _template()"
+        boot += "from tppo.grading.worker import template; template()"
         job = [str(theirs.fileno()), function, warm_up, str(memory)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
@@ -113,7 +86,7 @@ class _Template:
         )
         theirs.close()
         try:
-            problem = _receive(self.control, time.monotonic() + START_SECONDS)
+            problem = receive(self.control, time.monotonic() + START_SECONDS)
         except (OSError, EOFError) as error:
             problem = f"the template process did not start: {type(error).__name__}"
         if problem:
@@ -126,8 +99,8 @@ class _Template:
         try:
             self.control.settimeout(START_SECONDS)
             socket.send_fds(self.control, [struct.pack("!cq", b"F", 0)], [theirs.fileno()])
-            pid = int(_receive(self.control, time.monotonic() + START_SECONDS))
-            _receive(ours, time.monotonic() + START_SECONDS)
+            pid = int(receive(self.control, time.monotonic() + START_SECONDS))
+            receive(ours, time.monotonic() + START_SECONDS)
         except BaseException:
             ours.close()
             raise
@@ -138,7 +111,7 @@ class _Template:
     def kill(self, pid: int) -> int:
         """Kill a worker's process group; how it had ended [a negative signal number or an exit code]."""
         self.control.sendall(struct.pack("!cq", b"K", pid))
-        return int(_receive(self.control, time.monotonic() + START_SECONDS))
+        return int(receive(self.control, time.monotonic() + START_SECONDS))
 
     def close(self) -> None:
         self.control.close()
@@ -152,9 +125,12 @@ class _Template:
 class WorkerPool:
     """Runs ``function(*args)`` in ``workers`` processes; one that dies or hangs is replaced and the rest goes on.
 
-    function, warm_up: ``"module:name"`` of importable functions; the latter (optional) is called once in the template.
-    seconds: wall-time limit of a call [s]. memory: address space of a worker [bytes], the imports included.
     Raises ConfigError on a bad limit and SandboxError when the function cannot be imported.
+
+    function: ``"module:name"`` of an importable function.
+    warm_up: likewise, called once in the template; optional.
+    seconds: wall-time limit of a call [s].
+    memory: address space of a worker [bytes], the imports included.
 
     >>> with WorkerPool("operator:truediv", seconds=5.0) as pool:
     ...     [(r.value, r.verdict) for r in pool.map([(1, 4), (1, 0)])]
@@ -286,7 +262,7 @@ class WorkerPool:
         try:
             sock.settimeout(self.seconds)
             sock.sendall(data)
-            verdict, value, detail = _receive(sock, start + self.seconds, MAX_REPLY)
+            verdict, value, detail = receive(sock, start + self.seconds, MAX_REPLY)
             if verdict not in ("ok", "memory", "error"):
                 raise ValueError("a verdict that no worker gives")
             return result(value, verdict, str(detail))
@@ -296,87 +272,3 @@ class WorkerPool:
             return result(None, "died")
         except (ValueError, TypeError, RecursionError) as error:
             return result(None, "died", f"broken reply: {error}")
-
-
-def _named(name: str) -> Callable[..., Any]:
-    import importlib
-
-    module, _, attribute = name.partition(":")
-    found = getattr(importlib.import_module(module), attribute)
-    if not callable(found):
-        raise TypeError(f"{name} is not callable")
-    return found
-
-
-def _template() -> None:
-    """Main function of the template: import, warm up, then fork and kill on request until the pool is gone."""
-    import ctypes
-    import gc
-
-    control = socket.socket(fileno=int(sys.argv[2]))
-    function, warm_up, memory = sys.argv[3], sys.argv[4], int(sys.argv[5])
-    sys.dont_write_bytecode = True
-    try:
-        call = _named(function)
-        if warm_up:
-            _named(warm_up)()
-        prctl = ctypes.CDLL(None).prctl
-    except Exception as error:
-        _send(control, f"{type(error).__name__}: {error}")
-        return
-    gc.freeze()
-    _send(control, "")
-    while True:
-        message, fds, _, _ = socket.recv_fds(control, 9, 1)
-        if len(message) < 9:
-            return  # The end: workers get SIGKILL when this process is gone.
-        operation, pid = struct.unpack("!cq", message)
-        if operation == b"F":
-            child = os.fork()
-            if child == 0:
-                control.close()
-                prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-                _worker(socket.socket(fileno=fds[0]), call, memory)
-            os.close(fds[0])
-            _send(control, child)
-        else:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-            if not ended:
-                _, status = os.waitpid(pid, 0)
-            _send(control, os.waitstatus_to_exitcode(status))
-
-
-def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if REFUSED.fullmatch(event):
-        raise PermissionError(f"{event} is refused here")
-    if event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
-        raise PermissionError("writing files is refused here")
-
-
-def _worker(sock: socket.socket, call: Callable[..., Any], memory: int) -> None:
-    """Main function of a worker: limits first, then call after call. Never returns."""
-    import resource
-
-    try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        limits = {"AS": memory, "FSIZE": 0, "CORE": 0, "NPROC": 0}
-        for name, most in limits.items():
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
-        sys.addaudithook(_audit)
-        _send(sock, "ready")
-        while True:
-            try:
-                _send(sock, ["ok", call(*_receive(sock)), ""])
-            except EOFError:
-                break
-            except MemoryError:
-                _send(sock, ["memory", None, "MemoryError"])
-            except BaseException as error:
-                _send(sock, ["error", None, f"{type(error).__name__}: {error}"[:500]])
-    finally:
-        os._exit(1)

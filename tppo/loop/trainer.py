@@ -26,7 +26,7 @@ from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import full_weights
 from tppo.types import Batch, Response, Sampling
 
-PATIENCE = 64  # rounds per response length: an algorithm that never finds a group it wants must not go on for ever
+PATIENCE = 64  # times the longest response, after which a step that finds no group to train on is an error
 
 
 class Trainer:
@@ -64,9 +64,7 @@ class Trainer:
             raise error.at_step(self.steps_done) from None
 
     def train(self, responses: list[Response], clock: PhaseClock) -> Step:
-        """The rest of a step, on these responses. Raises NonFiniteError, naming tensor and responses, before anything
-        is updated with a NaN or an infinity.
-        """
+        """The rest of a step, on these responses. Raises NonFiniteError before anything is updated with a NaN."""
         p, networks, version, key = self.parts, self.networks, self.version, (self.config.seed, self.steps_done)
         batch = Batch.of(responses)
         self.ranks.check_same("the tokens and rewards of this step", batch.tokens_N, batch.rewards_N)
@@ -75,7 +73,7 @@ class Trainer:
         for aux in p.auxiliaries:  # 5: values, reference
             with clock.phase(aux.name):
                 columns |= aux.columns(networks.context(aux, key, version), batch, train_N)
-        if trains and p.reads & {"old", "entropy"}:  # 6: the policy before the update
+        if (p.reads if trains else p.reads_first) & {"old", "entropy"}:  # 6: the policy before the update
             with clock.phase("logprobs", int(train_N.sum())):
                 columns["old"], columns["entropy"] = self.call.logprobs(self.policy, batch, train_N)
                 check_finite("log-probabilities", columns["old"], uids=batch.uids_S, row_N=batch.row_N)
@@ -101,6 +99,7 @@ class Trainer:
     def collect(self, clock: PhaseClock) -> list[Response]:
         """Rounds of generation until the algorithm has what it trains on: one, unless it waits for whole groups."""
         cap, wanted = self.config.rollout.max_response_tokens, self.parts.groups or 1
+        clock.count("generate", self.slots.new_tokens)
         for _ in range(PATIENCE * -(-cap // self.slots.window)):
             responses = self.slots.admit()
             with clock.phase("load_policy"):

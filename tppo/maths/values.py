@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tppo.maths.advantages import gae
+from tppo.maths.advantages import Boundary, egae, gae
 from tppo.maths.ragged import check_flat_float, check_like, check_unit, check_width, decayed_suffix_sums, segments
 
 
@@ -112,6 +112,32 @@ def value_loss(
         clipped_N = sound_N & (bounded_N > loss_N)
         loss_N = torch.where(clipped_N, bounded_N, loss_N)
     return ValueTerms(torch.where(sound_N, loss_N, torch.nan), clipped_N)
+
+
+def bootstrapped_returns(
+    rewards_N: Tensor,
+    values_N: Tensor,
+    offsets: Tensor,
+    finished_S: Tensor,
+    *,
+    gamma: float,
+    lam: float | Tensor,
+    boundary: Boundary = "repeat",
+    cut_values_S: Tensor | None = None,
+) -> Tensor:
+    """Value targets of windows that may be cut: G_t = A_t + V_t with A of `egae`.
+
+    The lambda-average of the n-step returns, of which the longest bootstraps with V(s_l), chosen by ``boundary``. Args,
+    shapes, result and errors are those of `egae`.
+
+    >>> rewards, values, cut = torch.zeros(2), torch.tensor([0.2, 0.4]), torch.tensor([False])
+    >>> bootstrapped_returns(rewards, values, torch.tensor([0, 2]), cut, gamma=1.0, lam=1.0)
+    tensor([0.4000, 0.4000])
+    """
+    advantages_N = egae(
+        rewards_N, values_N, offsets, finished_S, gamma=gamma, lam=lam, boundary=boundary, cut_values_S=cut_values_S
+    )
+    return advantages_N + values_N.detach()
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float | None:

@@ -39,10 +39,14 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     workload = config.task.build(config, ranks)
     models = networks(config, workload)
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
+    shape = config.task.shape()
+    longest = None if shape is None else shape.prompt_tokens + config.rollout.max_response_tokens
     for model in models.values():
         place(model, workload.fill, device, ranks, config.compute)
+        model.check(longest=longest, decodes=False, packed=config.compute.packed)
     if spare is not None:  # the embedded engine's own copy is never sharded
         place(spare, workload.fill, device, ranks)
+        spare.check(longest=longest, decodes=True, packed=False)
     if open_engine is not None:
         engine = open_engine(config, workload)
     else:

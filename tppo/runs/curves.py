@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tppo.figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, new_figure, save_figure
+from tppo.figures import BLUE, GREEN, GREY, ORANGE, PALETTE, PINK, RED, new_figure, save_figure
 
 
 def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
@@ -102,6 +102,10 @@ def _slots(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
 
 
 def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    if not any("critic_loss" in row for row in rows):
+        ax.set_title("No critic")
+        ax.text(0.5, 0.5, "this algorithm has none", ha="center", transform=ax.transAxes)
+        return
     _line(ax, rows, "explained_variance_finished", "tokens of the last window", BLUE)
     _line(ax, rows, "explained_variance_unfinished", "tokens sampled before the end was seen", ORANGE)
     ax.axhline(0, color="k", lw=0.6)
@@ -123,12 +127,17 @@ def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None
     ax.legend(named, [line.get_label() for line in named], fontsize=8)
 
 
+_PHASES = {
+    "generate": BLUE, "critic": GREEN, "logprobs": GREY, "update_critic": ORANGE, "update_policy": PINK,
+}  # fmt: skip
+
+
 def _time(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    phases = {
-        "generate": BLUE, "values": GREEN, "logprobs": GREY, "update_critic": ORANGE, "update_policy": PINK,
-    }  # fmt: skip
+    names = dict.fromkeys(key for row in rows for key in row if key.startswith("seconds_"))
+    phases = [key.removeprefix("seconds_") for key in names if key not in ("seconds_step", "seconds_checkpoint")]
+    colours = [_PHASES.get(phase, PALETTE[i % len(PALETTE)]) for i, phase in enumerate(phases)]
     x = np.array([r["step"] + 1 for r in rows], dtype=float)
     y = [_smooth(np.array([r.get(f"seconds_{p}") or 0.0 for r in rows])) for p in phases]
-    ax.stackplot(x, *y, colors=list(phases.values()), alpha=0.75, labels=[p.replace("_", " ") for p in phases])
+    ax.stackplot(x, *y, colors=colours, alpha=0.75, labels=[p.replace("_", " ") for p in phases])
     ax.set(title="Time of a step by phase", ylabel="seconds", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
     ax.legend(fontsize=8, ncols=2)

@@ -36,7 +36,7 @@ class Table:
 
     @property
     def logits_SA(self) -> Floats:
-        """[S, A] of the policy."""
+        """The policy's logits, [S, A]."""
         return np.log(self.policy_SA)
 
 
@@ -60,7 +60,7 @@ def tables(horizon: int = HORIZON) -> dict[str, Table]:
 
 
 def critic(table: Table, kind: Critic, gamma: float, draw: int = 0) -> Floats:
-    """[H1, S] a value table with a chosen error.
+    """A value table with a chosen error, [H1, S].
 
     exact: V of the policy. zero: 0, a critic before its warm-up. optimistic: V of the best policy. stale: V of the
     older policy. noisy: V plus a normal number for every time and state, of half the standard deviation that V has
@@ -89,6 +89,7 @@ ESTIMATORS: dict[str, tuple[Literal["gae", "egae", "monte-carlo"], Boundary | No
     "GAE": ("gae", None),
     "Monte Carlo": ("monte-carlo", None),
 }
+Rows = list[dict[str, Any]]  # of data.csv
 COLOURS = {
     "EGAE, repeat": PALETTE[0],
     "EGAE, critic": PALETTE[2],
@@ -120,33 +121,23 @@ def choices(windows: Sequence[int], lams: Sequence[float]) -> list[tuple[str, in
 
 
 def visits(table: Table) -> Floats:
-    """[H, S, A] share of all generated tokens that is token a in state s at time t; sums to one."""
+    """The share of all generated tokens that is token a in state s at time t, [H, S, A]; it sums to one."""
     weight_HSA = exact.occupancy(table.mdp, table.policy_SA)[:, :, None] * table.policy_SA
     return np.asarray(weight_HSA / weight_HSA.sum())
 
 
 def rms(x_HSA: Floats, weight_HSA: Floats) -> float:
-    """Root of the weighted mean square."""
+    """The root of the weighted mean of x^2."""
     return float(np.sqrt((weight_HSA * x_HSA**2).sum() / weight_HSA.sum()))
 
 
-def spread_text(values: Iterable[float], form: str = ".2f") -> str:
-    """Median and range over the tables, for findings.
-
-    >>> spread_text([1.0, 2.0, 4.0])
-    '2.00 (1.00 to 4.00)'
-    """
-    array = np.asarray(list(values), dtype=np.float64)
-    return f"{np.median(array):{form}} ({array.min():{form}} to {array.max():{form}})"
-
-
 def short(x: float) -> float:
-    """Five digits, for tables that people read."""
+    """x rounded to five digits, which is what data.csv keeps."""
     return float(f"{x:.5g}")
 
 
 def finish(axes: Iterable[Any], fontsize: float = 8) -> None:
-    """Grid, no frame, and a legend where there is none."""
+    """Give every panel a light grid, no frame, and a legend where it has none."""
     for ax in axes:
         if ax.get_legend() is None:
             ax.legend(fontsize=fontsize)
@@ -155,7 +146,7 @@ def finish(axes: Iterable[Any], fontsize: float = 8) -> None:
 
 
 def bars_by_critic(ax: Any, values: Callable[[str, Critic], list[float]]) -> None:
-    """One group of bars a critic, one bar an estimator: the median of the tables, whiskers lowest to highest."""
+    """Draw for each critic a bar for each estimator: the median of the tables, whiskers from lowest to highest."""
     width = 0.8 / len(ESTIMATORS)
     for i, estimator in enumerate(ESTIMATORS):
         per_critic = np.array([values(estimator, kind) for kind in CRITICS])

@@ -18,7 +18,10 @@ CAP, PROMPT, MEDIAN, IGNORE_LAST = 24576, 200, 2000.0, 8
 
 @dataclass(frozen=True)
 class Grid:
-    """What is varied. sigmas: of the logarithm of lengths. steps: simulated for each cell; fewer for many slots."""
+    """The values of everything that is varied.
+
+    sigmas: of the logarithm of lengths. steps: simulated for each cell; fewer for many slots.
+    """
 
     sigmas: tuple[float, ...] = (0.5, 1.0, 1.5)
     slots: tuple[int, ...] = (128, 1024, 8192)
@@ -36,7 +39,7 @@ class Grid:
         return Cluster(MODELS[self.model], HARDWARE[self.hardware], self.gpus, self.tensor_parallel)
 
     def cell_steps(self, slots: int) -> int:
-        """Many slots average by themselves."""
+        """How many steps are simulated; many slots need few, for they average by themselves."""
         return max(2, self.steps // 2) if slots > 2048 else self.steps
 
 
@@ -54,7 +57,7 @@ def lengths(sigma: float, median: float = MEDIAN) -> Lengths:
 
 
 def speed_up_cell(job: tuple[Grid, float, int, int]) -> Rows:
-    """All windows of one tail and number of slots, for one seed. A row each."""
+    """Simulate all windows of one tail and number of slots for one seed, a row each."""
     grid, sigma, slots, seed = job
     machine, task = Machine.of(grid.cluster), Task(lengths(sigma), slots, PROMPT)
 
@@ -81,7 +84,7 @@ def speed_up_cell(job: tuple[Grid, float, int, int]) -> Rows:
 
 
 def phase_cell(job: tuple[Grid, str, int]) -> Rows:
-    """One schedule at the reference: seconds by phase for a million trained tokens."""
+    """Simulate one schedule at the reference: seconds by phase for a million trained tokens."""
     grid, name, seed = job
     sigma, slots, _ = grid.reference
     machine, task = Machine.of(grid.cluster), Task(lengths(sigma), slots, PROMPT)
@@ -97,14 +100,14 @@ def phase_cell(job: tuple[Grid, str, int]) -> Rows:
 
 
 def schedules(grid: Grid) -> dict[str, Schedule]:
-    """Those whose phases are shown."""
+    """The schedules whose phases are shown."""
     slots = grid.reference[1]
     windows = {f"T-PPO {w:,}": TPPO(w, IGNORE_LAST) for w in (1024, 2048, 4096, 8192)}
     return {"PPO": PPO(), **windows, "partial, ¾": Partial(slots * 3 // 4), "partial, ½": Partial(slots // 2)}
 
 
 def asynchronous_cell(job: tuple[Grid, int, int]) -> Rows:
-    """Half of the accelerators generate, half train; the reference's slots and batch. One row."""
+    """Simulate half of the accelerators generating and half training, with the reference's slots and batch."""
     grid, staleness, seed = job
     sigma, slots, _ = grid.reference
     half = replace(grid.cluster, gpus=grid.gpus // 2)
@@ -138,7 +141,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 def sensitivity_cell(job: tuple[Grid, str, int]) -> Rows:
-    """The reference's speed-up with one assumption changed. One row."""
+    """Simulate the reference's speed-up with one assumption changed."""
     grid, name, seed = job
     sigma, slots, window = grid.reference
     changes = dict(CHANGES[name])

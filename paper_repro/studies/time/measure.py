@@ -57,27 +57,27 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Says everything that differs between plans."""
+        """A name that says everything that differs between plans."""
         schedule = "PPO" if self.window is None else f"T-PPO {self.window}"
         return f"{schedule}, {self.slots} slots, {self.lengths.name}, prompt {self.prompt_tokens}, {self.calls} calls"
 
     @property
     def task(self) -> Task:
-        """For the simulator."""
+        """The task as the simulator takes it."""
         return Task(self.lengths, self.slots, self.prompt_tokens)
 
     @property
     def schedule(self) -> PPO | TPPO:
-        """For the simulator."""
+        """The schedule as the simulator takes it."""
         return PPO() if self.window is None else TPPO(self.window)
 
     def steps(self, seed: int | None = None) -> list[Step]:
-        """The steps; the plan's own draws of lengths unless another seed is given."""
+        """The steps of the schedule; lengths are the plan's own draws unless another seed is given."""
         return list(islice(rollout(self.schedule, self.task, seed=self.seed if seed is None else seed), self.calls))
 
 
 def plans() -> list[Plan]:
-    """Constant lengths to fit to; long tails, windows and a mixture to check on."""
+    """The plans: constant lengths to fit to; long tails, windows and a mixture to check on."""
     fit = [
         (1, 200, 16, 1), (2, 160, 16, 1), (4, 128, 16, 1), (8, 160, 16, 1), (16, 128, 16, 1), (48, 96, 16, 1),
         (96, 48, 16, 1), (16, 224, 16, 1), (48, 12, 256, 1), (96, 6, 128, 2), (8, 32, 320, 2), (96, 112, 16, 1),
@@ -115,7 +115,7 @@ def requests_of(plan: Plan, step: Step, call: int, repeat: int) -> list[Generati
     ]
 
 
-def measure(engine_name: str, chosen: Sequence[Plan], *, repeats: int, show: bool = True) -> list[dict[str, Any]]:
+def measure_engine(name: str, chosen: Sequence[Plan], *, repeats: int, show: bool = True) -> list[dict[str, Any]]:
     """Time every plan ``repeats`` times, after one warm-up of two plans. One row per plan and repeat.
 
     Raises ConfigError for an engine that cannot start, DataError where an engine did not spend a budget.
@@ -127,8 +127,8 @@ def measure(engine_name: str, chosen: Sequence[Plan], *, repeats: int, show: boo
     order = [(-1, p) for p in chosen[:2]]
     order += [(repeat, chosen[i]) for repeat in range(repeats) for i in rng.permutation(len(chosen))]
     rows: list[dict[str, Any]] = []
-    with _engine(engine_name) as (engine, weights):
-        for repeat, plan in tqdm(order, desc=f"measure {engine_name}", unit="plan", disable=not show):
+    with _engine(name) as (engine, weights):
+        for repeat, plan in tqdm(order, desc=f"measure {name}", unit="plan", disable=not show):
             seconds = cpu = load = 0.0
             tokens = 0
             for call, step in enumerate(plan.steps()):
@@ -141,12 +141,12 @@ def measure(engine_name: str, chosen: Sequence[Plan], *, repeats: int, show: boo
                 seconds += time.perf_counter() - at
                 cpu += time.process_time() - cpu_at
                 if [len(a.tokens) for a in answers] != step.new_S.tolist():
-                    raise DataError(f"{engine_name}, {plan.name}: the engine did not spend every budget")
+                    raise DataError(f"{name}, {plan.name}: the engine did not spend every budget")
                 tokens += int(step.new_S.sum())
             if repeat >= 0:
                 rows.append(
                     {
-                        "engine": engine_name, "split": plan.split, "plan": plan.name, "repeat": repeat,
+                        "engine": name, "split": plan.split, "plan": plan.name, "repeat": repeat,
                         "tokens": tokens, "seconds": round(seconds, 6), "cpu_seconds": round(cpu, 6),
                         "load_seconds": round(load / plan.calls, 6), "machine": _machine(),
                     }
@@ -156,7 +156,7 @@ def measure(engine_name: str, chosen: Sequence[Plan], *, repeats: int, show: boo
 
 @contextmanager
 def _engine(name: str) -> Iterator[tuple[Engine, list[tuple[str, Any]]]]:
-    """An engine with random weights, and these weights."""
+    """Start an engine with random weights; yield it and these weights."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
@@ -208,7 +208,7 @@ def embedded_prefill_tokens() -> int:
 
 
 def _machine() -> str:
-    """Processor and threads."""
+    """The processor's name and the number of threads."""
     try:
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
         processor = names[0].partition(":")[2].strip()
@@ -218,7 +218,7 @@ def _machine() -> str:
 
 
 def read_measurements(path: Path) -> list[dict[str, Any]]:
-    """Rows of measurements.csv. Raises DataError naming the line that cannot be read."""
+    """Read the rows of measurements.csv. Raises DataError naming the line that cannot be read."""
     rows: list[dict[str, Any]] = []
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -237,7 +237,7 @@ def read_measurements(path: Path) -> list[dict[str, Any]]:
 
 
 def write_measurements(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write whole or not at all."""
+    """Write measurements.csv whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=COLUMNS, lineterminator="\n")
@@ -260,7 +260,7 @@ def main() -> None:
     kept = [row for row in before if row["engine"] != args.engine]
     if len(kept) < len(before) and not args.force:
         parser.error(f"{args.out} holds measurements of {args.engine} already: choose another file or add --force")
-    write_measurements(args.out, [*kept, *measure(args.engine, plans(), repeats=args.repeats)])
+    write_measurements(args.out, [*kept, *measure_engine(args.engine, plans(), repeats=args.repeats)])
 
 
 if __name__ == "__main__":

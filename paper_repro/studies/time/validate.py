@@ -19,19 +19,24 @@ OTHER_SEEDS = 8
 
 @dataclass(frozen=True)
 class Validation:
-    """One engine. prices: fitted to the plans marked fit. rows: one a plan, see `validate`.
-
-    spread: median over plans of (largest - smallest) / median of the repeats. waiting: median of wall over CPU time.
-    """
+    """One engine. prices: fitted to the plans marked fit. rows: one a plan, see `validate`."""
 
     engine: str
     prices: FittedCost
     rows: list[dict[str, Any]]
-    spread: float
-    waiting: float
+
+    @property
+    def spread(self) -> float:
+        """The median over plans of (largest - smallest) / median of the repeats."""
+        return float(np.median([(row["highest_s"] - row["lowest_s"]) / row["measured_s"] for row in self.rows]))
+
+    @property
+    def waiting(self) -> float:
+        """The median over plans of wall time over CPU time."""
+        return float(np.median([row["wall_s"] / row["measured_s"] for row in self.rows]))
 
     def errors(self, column: str = "error") -> np.ndarray:
-        """Relative errors of the schedules that were not fitted to."""
+        """The relative errors of the schedules that were not fitted to."""
         return np.array([row[column] for row in self.rows if row["split"] == "check"])
 
     def speed_ups(self) -> list[tuple[str, float, float]]:
@@ -54,51 +59,51 @@ def validate(engine: str, measured: Sequence[dict[str, Any]]) -> Validation:
     Rows: predicted_s with the lengths that the engine was given; other_draws_s with lengths drawn anew from the same
     distribution, scaled to the same number of calls. Raises DataError where measurements are not of these plans.
     """
-    seconds: dict[str, list[float]] = defaultdict(list)
-    walls: dict[str, list[float]] = defaultdict(list)
-    tokens: dict[str, int] = {}
+    repeats: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in measured:
         if row["engine"] == engine:
-            seconds[row["plan"]].append(row["cpu_seconds"])
-            walls[row["plan"]].append(row["seconds"])
-            tokens[row["plan"]] = row["tokens"]
+            repeats[row["plan"]].append(row)
     known = plans()
     works = {plan.name: work(plan) for plan in known}
     for plan in known:
-        if tokens.get(plan.name) != sum(int(step.new_S.sum()) for step in plan.steps()):
+        tokens = sum(int(step.new_S.sum()) for step in plan.steps())
+        if not repeats[plan.name] or repeats[plan.name][-1]["tokens"] != tokens:
             raise DataError(f"{engine}: no measurement, or one of other lengths, for {plan.name!r}; measure again")
     fit = [plan for plan in known if plan.split == "fit"]
-    medians = {name: float(np.median(times)) for name, times in seconds.items()}
     prices = fit_cost(
         [works[plan.name] for plan in fit],
-        np.array([medians[plan.name] for plan in fit]),
+        np.array([_median(repeats[plan.name], "cpu_seconds") for plan in fit]),
         padded=engine == "torch",
         prefill_call_tokens=embedded_prefill_tokens(),
     )
-    rows: list[dict[str, Any]] = []
-    for plan in known:
-        predicted, at = prices.seconds(works[plan.name]), medians[plan.name]
-        rows.append(
-            {
-                "engine": engine, "split": plan.split, "plan": plan.name, "slots": plan.slots, "window": plan.window,
-                "lengths": plan.lengths.name, "prompt_tokens": plan.prompt_tokens, "tokens": tokens[plan.name],
-                "measured_s": at, "lowest_s": min(seconds[plan.name]), "highest_s": max(seconds[plan.name]),
-                "wall_s": float(np.median(walls[plan.name])), "repeats": len(seconds[plan.name]),
-                "predicted_s": predicted, "error": predicted / at - 1,
-                "other_draws_error": _other_draws(plan, prices) / at - 1 if plan.split == "check" else None,
-            }
-        )  # fmt: skip
-    spread = np.median([(row["highest_s"] - row["lowest_s"]) / row["measured_s"] for row in rows])
-    return Validation(
-        engine, prices, rows, float(spread), float(np.median([r["wall_s"] / r["measured_s"] for r in rows]))
-    )
+    rows = [_row(engine, plan, repeats[plan.name], prices, works[plan.name]) for plan in known]
+    return Validation(engine, prices, rows)
+
+
+def _row(engine: str, plan: Plan, repeats: list[dict[str, Any]], prices: FittedCost, calls: Work) -> dict[str, Any]:
+    """What a plan took and what it was predicted to take."""
+    seconds, at = [row["cpu_seconds"] for row in repeats], _median(repeats, "cpu_seconds")
+    predicted = prices.seconds(calls)
+    return {
+        "engine": engine, "split": plan.split, "plan": plan.name, "slots": plan.slots, "window": plan.window,
+        "lengths": plan.lengths.name, "prompt_tokens": plan.prompt_tokens, "tokens": repeats[-1]["tokens"],
+        "measured_s": at, "lowest_s": min(seconds), "highest_s": max(seconds),
+        "wall_s": _median(repeats, "seconds"), "repeats": len(seconds),
+        "predicted_s": predicted, "error": predicted / at - 1,
+        "other_draws_error": _other_draws(plan, prices) / at - 1 if plan.split == "check" else None,
+    }  # fmt: skip
+
+
+def _median(repeats: list[dict[str, Any]], column: str) -> float:
+    """The median of one column over the repeats of a plan."""
+    return float(np.median([row[column] for row in repeats]))
 
 
 def work(plan: Plan, seed: int | None = None) -> Work:
-    """Contexts and traces of all calls of a plan."""
+    """The contexts and traces of all calls of a plan."""
     return [trace_of(step, plan.task) for step in plan.steps(seed)]
 
 
 def _other_draws(plan: Plan, prices: FittedCost) -> float:
-    """Mean prediction over lengths that the engine never saw."""
+    """The mean prediction over lengths that the engine never saw."""
     return float(np.mean([prices.seconds(work(plan, 10_000 + seed)) for seed in range(OTHER_SEEDS)]))

@@ -20,9 +20,15 @@ from tppo.algorithms.base import Auxiliary, Columns, Context
 from tppo.fit.options import Optimizer
 from tppo.fit.terms import Loss, Now, Term
 from tppo.fit.update import critic_now, update
-from tppo.maths.advantages import Boundary, egae
+from tppo.maths.advantages import Boundary
 from tppo.maths.finite import check_finite
-from tppo.maths.values import discounted_returns, explained_variance, lambda_returns, value_loss
+from tppo.maths.values import (
+    bootstrapped_returns,
+    discounted_returns,
+    explained_variance,
+    lambda_returns,
+    value_loss,
+)
 from tppo.models.base import CriticModel
 from tppo.ranges import Range
 from tppo.types import Batch
@@ -143,7 +149,7 @@ class Critic(Auxiliary):
         if not self.on_windows:
             return targets_N
         open_N = batch.window_N & ~batch.finished_N
-        ahead = egae(
+        ahead = bootstrapped_returns(
             rewards_N[open_N],
             values_N[open_N],
             batch.offsets_within(open_N),
@@ -153,7 +159,7 @@ class Critic(Auxiliary):
             boundary=self.boundary,
             cut_values_S=columns["cut_values"] if self.boundary == "critic" else None,
         )
-        return targets_N.masked_scatter(open_N, ahead + values_N[open_N])
+        return targets_N.masked_scatter(open_N, ahead)
 
     def _loss(self, now: Now, data: Columns) -> Loss:
         o = self.options

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paper_repro.studies.time.cells import CAP, Grid, Rows, schedules
-from paper_repro.studies.time.validate import Validation
+from paper_repro.studies.time.cells import CAP, Grid, Rows
+from paper_repro.studies.time.clock_findings import CLAIM, Findings
 from sim.clock.simulate import PHASES
 from tppo.figures import BLACK, PALETTE, new_figure
 
@@ -19,19 +18,20 @@ STYLES = ("-", "--", ":", "-.")
 ENGINES = {"torch": ("embedded engine", "o"), "vllm": ("vLLM", "s")}
 
 
-def draw(rows: Rows, grid: Grid, validations: Sequence[Validation]) -> Figure:
-    """Speed-up by window, seconds by phase, predicted against measured."""
+def draw(rows: Rows, found: Findings) -> Figure:
+    """Draw speed-up by window, seconds by phase, and predicted against measured seconds."""
     figure = new_figure(15, 4.8)
     axes = figure.subplots(1, 3, width_ratios=(1.15, 1, 1))
-    _speed_up(axes[0], rows, grid)
-    _phases(axes[1], rows, grid)
-    _predicted(axes[2], validations)
+    _speed_up(axes[0], rows, found.grid)
+    _phases(axes[1], rows, found)
+    _predicted(axes[2], rows, found)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def _speed_up(ax: Any, rows: Rows, grid: Grid) -> None:
+    """Draw the speed-up by window, one line a tail and number of slots."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import NullLocator
 
@@ -46,7 +46,7 @@ def _speed_up(ax: Any, rows: Rows, grid: Grid) -> None:
             ax.plot(grid.windows, np.mean(y_WN, axis=1), style, color=colour, lw=1.8)
             ax.fill_between(grid.windows, np.min(y_WN, axis=1), np.max(y_WN, axis=1), color=colour, alpha=0.15, lw=0)
     ax.axhline(1, color="k", lw=0.8)
-    ax.axhline(2.5, color="k", lw=0.8, ls=":")
+    ax.axhline(CLAIM, color="k", lw=0.8, ls=":")
     ax.set_xscale("log", base=2)
     ax.set_xticks(grid.windows, [f"{w:,}" if w < CAP else f"{w:,}\n(PPO)" for w in grid.windows], fontsize=8)
     ax.xaxis.set_minor_locator(NullLocator())
@@ -64,8 +64,9 @@ def _speed_up(ax: Any, rows: Rows, grid: Grid) -> None:
     ax.grid(alpha=0.25)
 
 
-def _phases(ax: Any, rows: Rows, grid: Grid) -> None:
-    names = list(schedules(grid))
+def _phases(ax: Any, rows: Rows, found: Findings) -> None:
+    """Draw the seconds of each phase for a million trained tokens, one bar a schedule."""
+    names = list(found.phases)
     bottom = np.zeros(len(names))
     for phase, colour in zip(PHASES, (BLACK, *PALETTE), strict=False):
         y = np.array([
@@ -81,7 +82,7 @@ def _phases(ax: Any, rows: Rows, grid: Grid) -> None:
     middle = np.mean(totals, axis=1)
     error = [middle - np.min(totals, axis=1), np.max(totals, axis=1) - middle]
     ax.errorbar(names, middle, yerr=error, fmt="none", ecolor="k", capsize=3, lw=1, label="range of the seeds")
-    sigma, slots, _ = grid.reference
+    sigma, slots, _ = found.grid.reference
     ax.set(title=f"Where the time goes ({slots:,} slots, σ = {sigma:g})", ylabel="seconds a million trained tokens [s]")
     ax.tick_params(axis="x", labelrotation=35, labelsize=8)
     for label in ax.get_xticklabels():
@@ -92,16 +93,17 @@ def _phases(ax: Any, rows: Rows, grid: Grid) -> None:
     ax.legend(handles[::-1], labels[::-1], fontsize=7.5, loc="upper right")
 
 
-def _predicted(ax: Any, validations: Sequence[Validation]) -> None:
+def _predicted(ax: Any, rows: Rows, found: Findings) -> None:
+    """Draw predicted against measured seconds of the schedules that no price was fitted to."""
     from matplotlib.ticker import NullFormatter
 
     low, high = np.inf, 0.0
-    for v, colour in zip(validations, PALETTE, strict=False):
-        rows = [r for r in v.rows if r["split"] == "check"]
-        x, y = np.array([r["measured_s"] for r in rows]), np.array([r["predicted_s"] for r in rows])
-        spread = [x - [r["lowest_s"] for r in rows], [r["highest_s"] for r in rows] - x]
-        name, marker = ENGINES[v.engine]
-        label = f"{name}: median error {np.median(np.abs(v.errors())):.1%}"
+    for (engine, check), colour in zip(found.engines.items(), PALETTE, strict=False):
+        mine = [r for r in rows if (r["kind"], r["engine"], r["split"]) == ("validation", engine, "check")]
+        x, y = np.array([r["measured_s"] for r in mine]), np.array([r["predicted_s"] for r in mine])
+        spread = [x - [r["lowest_s"] for r in mine], [r["highest_s"] for r in mine] - x]
+        name, marker = ENGINES[engine]
+        label = f"{name}: median error {check.error:.1%}"
         ax.errorbar(x, y, xerr=spread, fmt=marker, ms=5, color=colour, elinewidth=0.8, capsize=2, label=label)
         low, high = min(low, *x, *y), max(high, *x, *y)
     line = np.array([low * 0.8, high * 1.25])
