@@ -426,7 +426,11 @@ def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path, monkeypatch: py
 def test_streams_that_close_early_end_nothing(command: str, tmp_path: Path) -> None:
     """A reader that has enough, and a standard error that is closed."""
     line = f"set -o pipefail; {sys.executable} -m tppo {command.replace('OUT', str(tmp_path / 'run'))}"
-    small = " --evaluation.problems 4 --evaluation.every 0 --rollout.slots 8 --algorithm.warmup-steps 1" if "train" in command else ""
+    small = (
+        " --evaluation.problems 4 --evaluation.every 0 --rollout.slots 8 --algorithm.warmup-steps 1"
+        if "train" in command
+        else ""
+    )
     line = line.replace(" 2>&-", f"{small} 2>&-")
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
