@@ -26,6 +26,12 @@ TOKEN_MDP = [
     "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8", "--policy.warmup-updates", "5",
     "--evaluation.problems", "8", "--evaluation.every", "3", "--checkpoint.every", "2",
 ]  # fmt: skip
+WAITING = [
+    # Without a critic, and with groups that wait: a step has several rounds of generation.
+    "token-mdp", "--algorithm", "reinforce", "--algorithm.window", "4", "--steps", "8", "--rollout.slots", "16",
+    "--rollout.max-response-tokens", "24", "--policy.mini-batch", "8", "--evaluation.problems", "8",
+    "--evaluation.every", "3", "--checkpoint.every", "2",
+]  # fmt: skip
 TOY_LANGUAGE = [
     "toy-language", "--steps", "5", "--rollout.slots", "16", "--rollout.max-response-tokens", "48",
     "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
@@ -43,6 +49,7 @@ class Zygote:
 
     def __init__(self, cache: Path) -> None:
         env = os.environ | {"TPPO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("zygote.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,
