@@ -25,7 +25,7 @@ def pretraining(**changes: Any) -> RunConfig:
     """The critic alone, on whole responses of a small token MDP."""
     config = token_mdp_ppo().with_values(
         steps=30, rollout__slots=32, rollout__max_response_tokens=24, evaluation__every=0, evaluation__problems=8,
-        algorithm__value_target__warmup_steps=30, policy__mini_batch=8, critic__mini_batch=8, checkpoint__every=5,
+        algorithm__warmup_steps=30, policy__mini_batch=8, algorithm__critic__mini_batch=8, checkpoint__every=5,
         checkpoint__keep_best=0,
     )  # fmt: skip
     return config.with_values(**changes)
@@ -101,7 +101,7 @@ def test_patience_and_the_end_of_the_steps_are_told_apart(tmp_path: Path) -> Non
     summary = run(pretraining(value_pretraining=stop), tmp_path / "a", progress=False)
     assert "has not risen above" in summary["value_pretraining"]["ended"]
     assert summary["steps"] == 3
-    summary = run(pretraining(steps=2, algorithm__value_target__warmup_steps=2), tmp_path / "b", progress=False)
+    summary = run(pretraining(steps=2, algorithm__warmup_steps=2), tmp_path / "b", progress=False)
     assert summary["value_pretraining"]["ended"] == "all steps were done"
 
 
@@ -135,7 +135,7 @@ def test_the_criterion_goes_on_after_an_interruption(
 def test_the_next_run_begins_with_the_critic(pretrained: Path, tmp_path: Path, part: str) -> None:
     where = newest(pretrained) if part else pretrained
     config = pretraining(
-        steps=2, algorithm__value_target__warmup_steps=0, critic_start=str(where), checkpoint__keep=9,
+        steps=2, algorithm__warmup_steps=0, critic_start=str(where), checkpoint__keep=9,
         checkpoint__every=1,
     )  # fmt: skip
     run(config, tmp_path / "r", progress=False)
@@ -173,4 +173,4 @@ def test_a_critic_that_cannot_be_used_is_refused(
 
 def test_a_criterion_where_the_policy_trains_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"value_pretraining = .*warm-up 29 of 30 steps.*only the critic trains"):
-        validate(pretraining(algorithm__value_target__warmup_steps=29, value_pretraining=ValueStop(patience=3)))
+        validate(pretraining(algorithm__warmup_steps=29, value_pretraining=ValueStop(patience=3)))

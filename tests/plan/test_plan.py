@@ -143,7 +143,7 @@ def test_largest_micro_batch() -> None:
         job = job_of(config.with_values(compute__micro_batch_tokens=allowed), shape, 64)
         assert (job.rows, job.width) == expected
         assert job.needed == job.rows * (job.width - 1)
-    only_window = config.with_values(algorithm__policy_loss__lm_coef=0.0)
+    only_window = config.with_values(algorithm__imitate=0.0)
     assert job_of(only_window, shape, 64).needed == 2 * 8192
     assert job_of(big(compute__cpu_offload=True), shape, 64) == job_of(big(), shape, 64)
 
@@ -183,7 +183,7 @@ def test_what_is_resident_when() -> None:
     assert awake["update policy"] == pytest.approx(found["update policy"] + 40)
     assert awake["load weights"] == pytest.approx(6 + 4 + 2 + 40)
     # A reference model is its shards alone, offloaded shards are elsewhere.
-    reference = totals(vllm__memory_fraction=0.5, algorithm__policy_loss__kl_coef=0.1)
+    reference = totals(vllm__memory_fraction=0.5, algorithm__kl=0.1)
     assert all(reference[name] == pytest.approx(found[name] + 1) for name in found)
     offloaded = totals(vllm__memory_fraction=0.5, compute__cpu_offload=True)
     shards = {name: 7 if name.startswith("update") else 6 for name in found}
