@@ -13,7 +13,9 @@ import pytest
 
 from paper_repro.plan_clock import predict
 from tests.plan.test_plan import big
+from tppo.algorithms import PPO
 from tppo.cli import main
+from tppo.config.registry import with_algorithm
 from tppo.config.run import RunConfig, TaskConfig
 from tppo.errors import ConfigError, TPPOError
 from tppo.plan import clock
@@ -152,7 +154,7 @@ def test_a_dead_tracker_is_an_error() -> None:
 
 def test_time_follows_the_schedule() -> None:
     """A window as long as the cap is PPO; a shorter one generates less a step; epochs and a reference cost."""
-    whole = predict(ask(big(algorithm__window=None)))
+    whole = predict(ask(with_algorithm(big(), PPO)))
     same = predict(ask(big(algorithm__window=24576)))
     cut = predict(ask(big()))
     assert whole.phases == same.phases
