@@ -37,7 +37,9 @@ def main() -> None:
     trainer = build_trainer(config)
     steps, stalls, copies, writes = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        store = CheckpointStore(Path(folder), CheckpointOptions(every=1, keep=2), watch=lambda phase: None)
+        store = CheckpointStore(
+            Path(folder), CheckpointOptions(every=1, keep=2), trainer.ranks, watch=lambda phase: None
+        )
         for _ in range(args.steps):
             began = time.perf_counter()
             trainer.step()
@@ -61,7 +63,7 @@ def main() -> None:
     tensors = sum(
         t.numel() * t.element_size() for name, t in contents.tensors.items() if not name.startswith("random.")
     )
-    tokens = sum(len(r.tokens) for r in trainer.window.in_flight)
+    tokens = sum(len(r.tokens) for r in trainer.slots.in_flight)
     smallest = tensors + tokens * 4 * 8  # token, log-prob, value, version: eight bytes each, as in memory
     middle = statistics.median
     every = config.checkpoint.every
@@ -70,7 +72,7 @@ def main() -> None:
             {
                 "recipe": args.recipe,
                 "threads": torch.get_num_threads(),
-                "parameters": sum(p.numel() for p in trainer.policy_module.parameters()),
+                "parameters": sum(p.numel() for p in trainer.policy.parameters()),
                 "step_seconds": round(middle(steps), 4),
                 "stall_seconds": round(middle(stalls), 4),
                 "stall_seconds_largest": round(max(stalls), 4),

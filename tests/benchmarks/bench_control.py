@@ -14,10 +14,13 @@ from array import array
 
 import numpy as np
 import torch
-from tppo.algorithms.estimate import estimate_advantages, value_targets
 
-from tppo.algorithms import tppo
-from tppo.loop.slots import SlotWindow
+from tppo.algorithms import TPPO
+from tppo.algorithms.auxiliaries import Critic
+from tppo.algorithms.auxiliaries.critic import store_values
+from tppo.algorithms.base import Rollout
+from tppo.algorithms.parts.select import every_window
+from tppo.loop.slots import Slots
 from tppo.models.call import deal
 from tppo.types import Batch, Prompt, Response, Status
 
@@ -45,7 +48,10 @@ def responses(slots: int, mean: int) -> list[Response]:
 def main(slots: int, mean: int) -> None:
     """Print seconds of each part, and the memory they took."""
     held = responses(slots, mean)
-    window = SlotWindow(lambda i: held[0].prompt, slots=slots, group_size=16, window=WINDOW, max_response_tokens=CAP)
+    window = Slots(
+        lambda i: held[0].prompt, slots=slots, group_size=16, window=WINDOW, max_response_tokens=CAP,
+        select=every_window,
+    )  # fmt: skip
     window.in_flight = held
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     total = sum(len(r.tokens) for r in held)
@@ -57,14 +63,20 @@ def main(slots: int, mean: int) -> None:
         print(f"{name:<28} {time.perf_counter() - began:7.2f} s")
         return result
 
-    algorithm = tppo(WINDOW)
+    parts = TPPO(window=WINDOW).parts(Rollout(slots=slots, max_response_tokens=CAP))
+    [critic] = parts.auxiliaries
+    assert isinstance(critic, Critic)
+    assert parts.advantage is not None
+    estimate = parts.advantage.estimate
     timed("a 64th of the requests", lambda: window.requests()[::64])
     batch = timed("Batch.of", lambda: Batch.of(held))
     values = torch.rand(total)
-    timed("keep values", lambda: window.store_values(batch.offsets, values))
-    cut = torch.rand(slots)
-    timed("advantages", lambda: estimate_advantages(algorithm, batch, values, cut, window=WINDOW, max_length=CAP))
-    timed("value targets", lambda: value_targets(algorithm, batch, values, cut))
+    timed("keep values", lambda: store_values(batch, values))
+    columns = {"values": values, "rewards": batch.rewards_N}
+    train_N = timed("tokens that train", lambda: parts.tokens(batch))
+    timed("advantages", lambda: estimate(batch, columns, train_N))
+    timed("value targets", lambda: critic.targets(batch, columns))
+    timed("settle the slots", lambda: window.settle(0))
     timed("deal micro-batches", lambda: deal(sorted(batch.lengths_S.tolist()), 32768, 64))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"peak above the responses: {(peak - before) / 2**20:.1f} GiB")

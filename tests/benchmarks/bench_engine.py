@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tppo.engines.embedded import TorchEngine
-from tppo.models.call import logprobs_of
+from tppo.engines.embedded import EmbeddedEngine
+from tppo.models.call import Call
 from tppo.models.transformer import TransformerPolicy
-from tppo.types import GenerationRequest, Prompt, Response, Sampling, TokenBatch
+from tppo.ranks.ranks import Ranks
+from tppo.types import Batch, GenerationRequest, Prompt, Response, Sampling
 
 ROWS, PROMPT, NEW = 128, 20, 64
 
@@ -60,7 +61,7 @@ def main() -> None:
     """Print the table."""
     lm = model()
     prompts = torch.randint(2, 49, (ROWS, PROMPT))
-    engine = TorchEngine(TransformerPolicy(lm))
+    engine = EmbeddedEngine(TransformerPolicy(lm))
     requests = [GenerationRequest(i, tuple(p), 0, NEW) for i, p in enumerate(prompts.tolist())]
     sampling = Sampling(1.0, frozenset(), 0)
 
@@ -96,10 +97,12 @@ def main() -> None:
         r.extend(tokens[:368], [0.0] * 368, 0)
         r.extend(tokens[368:], [0.0] * 32, 1)
         responses.append(r)
-    batch = TokenBatch.of(responses)
+    batch = Batch.of(responses)
+
+    call = Call(Ranks(), micro_batch_tokens=8192, logit_chunk_tokens=4096)
 
     def selected() -> None:
-        logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=8192, chunk=4096)
+        call.logprobs(policy, batch, batch.window_N)
 
     @torch.no_grad()
     def everything() -> None:

@@ -82,11 +82,14 @@ def forget_peak() -> None:
 
 def planned(case: Case) -> dict[str, int]:
     """Bytes of one rank that the plan says, by PARTS."""
-    from tppo.config.run import Compute
+    from tppo.algorithms import TPPO
+    from tppo.config.run import Compute, Optimizer, Rollout
     from tppo.plan.track import Job, track
 
     compute = Compute(logit_chunk_tokens=case.chunk, recompute=case.recompute, dtype=case.dtype)  # type: ignore[arg-type]
-    figures = track(Job(shape(case), RANKS, 1, case.tokens, case.tokens - 8, compute, foreach=False))
+    needed = dict.fromkeys(("policy", "critic"), case.tokens - 8)
+    job = Job(shape(case), RANKS, 1, case.tokens, needed, TPPO(), Rollout(), Optimizer(), compute, foreach=False)
+    figures = track(job)
     policy, critic = figures["policy"], figures["critic"]
     # Gradients are freed when an update ends.
     policy_stays, critic_stays = (f.resident_total - f.resident["gradients"] for f in (policy, critic))
@@ -99,23 +102,25 @@ def worker(case: Case, out: Path) -> None:
     import gc
 
     import torch
-    from tppo.algorithms.estimate import Estimate
     from transformers import AutoModelForCausalLM
 
-    from tppo.algorithms.base import PolicyLoss, ValueTarget
-    from tppo.config.run import Compute, Optimizer
+    from tppo.algorithms import TPPO
+    from tppo.algorithms.auxiliaries import Critic
+    from tppo.config.run import Compute, Optimizer, Rollout
     from tppo.fit.optim import ModelOptimizer
-    from tppo.fit.update import update_critic, update_policy
-    from tppo.models.folder import as_policy_and_critic
-    from tppo.ranks.ranks import current, leave, shard
+    from tppo.fit.update import critic_now, policy_now, update
+    from tppo.models.call import Call
+    from tppo.models.folder import as_critic, as_policy
+    from tppo.ranks.ranks import current, leave
+    from tppo.ranks.shard import shard
     from tppo.types import Batch, Prompt, Response, Status
 
     torch.set_num_threads(1)
     ranks = current()
     tokens = case.tokens
 
-    def step_of(width: int) -> tuple[Any, Any, Any]:
-        """A batch of rows of so many tokens, estimates for it, and zeros."""
+    def step_of(width: int) -> tuple[Any, Any]:
+        """A batch of rows of so many tokens, and what its losses read."""
         responses = []
         for i in range(2 * RANKS):  # two micro-batches a rank, so that the second meets the first one's gradients
             r = Response(i, i, Prompt(str(i), tuple(range(9))))
@@ -125,7 +130,8 @@ def worker(case: Case, out: Path) -> None:
         batch = Batch.of(responses)
         zeros = torch.zeros(len(batch.tokens_N))
         keep = torch.ones_like(zeros, dtype=torch.bool)
-        return batch, Estimate(zeros + 0.1, zeros + 0.1, keep, torch.ones(len(responses))), zeros
+        known = {"train": keep, "advantages": zeros + 0.1, "old": zeros - 1, "values": zeros, "returns": zeros}
+        return batch, known
 
     whole, short = step_of(tokens), step_of(64)
     compute = Compute(
@@ -133,12 +139,17 @@ def worker(case: Case, out: Path) -> None:
         dtype=case.dtype,  # type: ignore[arg-type]
     )  # fmt: skip
 
+    call = Call(ranks, 1.0, tokens, False, case.chunk)
+    parts = TPPO().parts(Rollout())
+    [critic] = parts.auxiliaries
+    assert isinstance(critic, Critic)
+
     def build(config: Any) -> tuple[Any, Any]:
         with torch.device("meta"):
             models = [AutoModelForCausalLM.from_config(config, dtype=torch.float32) for _ in range(2)]
-        pair = as_policy_and_critic(models[0], models[1], recompute=case.recompute)
+        pair = as_policy(models[0], recompute=case.recompute), as_critic(models[1], recompute=case.recompute)
         for model in pair:
-            shard(model, compute, torch.device("cpu"))
+            shard(model, torch.device("cpu"), ranks, dtype=compute.dtype)
             model.to_empty(device="cpu")
             for p in model.parameters():
                 torch.nn.init.normal_(p.detach().to_local(), std=0.02)
@@ -148,21 +159,15 @@ def worker(case: Case, out: Path) -> None:
                     inner._init_weights(module)
         return pair
 
-    def updates(pair: Any, optimizers: Any, step: tuple[Any, Any, Any]) -> list[int]:
-        (batch, estimate, zeros), peaks = step, []
+    def updates(pair: Any, optimizers: Any, step: tuple[Any, Any]) -> list[int]:
+        (batch, known), peaks = step, []
         for which in ("critic", "policy"):
             gc.collect()
             forget_peak()
-            if which == "critic":
-                update_critic(
-                    pair[1], optimizers[1], batch, returns_N=zeros, old_values_N=zeros, loss=ValueTarget(),
-                    compute=compute, step=0, seed=0,
-                )  # fmt: skip
-            else:
-                update_policy(
-                    pair[0], optimizers[0], batch, estimate, old_logprobs_N=zeros - 1, reference_N=None,
-                    loss=PolicyLoss(), temperature=1.0, compute=compute, step=0, seed=0,
-                )  # fmt: skip
+            at, now, terms = (1, critic_now, critic.terms()) if which == "critic" else (0, policy_now, parts.terms)
+            update(
+                pair[at], optimizers[at], batch, terms, known, call=call, now=now, name=which, key=(0, 0),
+            )  # fmt: skip
             peaks.append(kernel("VmHWM"))
         return peaks
 
