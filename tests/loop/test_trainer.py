@@ -506,7 +506,7 @@ def test_an_algorithm_that_never_trains_ends(verdict: Verdict) -> None:
     rounds: list[int] = []
     admit = trainer.slots.admit
     trainer.slots.admit = lambda: (rounds.append(0), admit())[1]  # type: ignore[method-assign]
-    with pytest.raises(DataError, match=f"too few groups to train on after {PATIENCE} times the longest response"):
+    with pytest.raises(DataError, match=f"too few groups to train on after {PATIENCE} longest responses"):
         trainer.step()
     assert len(rounds) == PATIENCE * 2  # two windows are a response
     assert (trainer.steps_done, trainer.version, set(asked)) == (0, 0, {0})

@@ -18,6 +18,11 @@ Columns = dict[str, Tensor]
 """What is known of the batch's tokens [N] or responses [S], by name: "old", "behaviour", "values", "advantages"."""
 
 
+def pick(columns: Columns, reads: frozenset[str]) -> Columns:
+    """The columns that a part has declared, and no others. Raises KeyError for one that is not there."""
+    return {name: columns[name] for name in reads}
+
+
 class Now(NamedTuple):
     """What the model under update says of one micro-batch's tokens."""
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tppo.fit.mini_batches import mini_batches
 from tppo.fit.optim import ModelOptimizer
 from tppo.fit.stats import Stats
-from tppo.fit.terms import Columns, Loss, Now, Term
+from tppo.fit.terms import Columns, Loss, Now, Term, pick
 from tppo.maths.aggregate import aggregate_count, aggregate_sum
 from tppo.maths.finite import check_finite
 from tppo.maths.ragged import offsets_of
@@ -77,7 +77,7 @@ def update(
         optimizer.zero_grad()
         for micro in call.micro_batches(batch, need_N & member_N, rows):
             of_micro = now(call, model, batch, micro, entropy=any(t.entropy for t in terms))
-            data = at_tokens({column: known[column] for column in reads}, batch, micro.index_X, device)
+            data = at_tokens(pick(known, reads), batch, micro.index_X, device)
             total = of_micro.value_X.new_zeros(())
             for term, keep_N, count in zip(terms, kept, counts, strict=True):
                 keep_X, found = keep_N[micro.index_X].to(device), term.loss(of_micro, data)

@@ -13,6 +13,7 @@ from tppo.data.workload import Workload
 from tppo.engines.base import Engine
 from tppo.engines.probe import BOUNDS, probe
 from tppo.errors import DataError, NonFiniteError
+from tppo.fit.terms import pick
 from tppo.fit.update import policy_now, update
 from tppo.grading.grader import Grader
 from tppo.loop.held_out import EvalResult, evaluate
@@ -78,9 +79,9 @@ class Trainer:
                 columns["old"], columns["entropy"] = self.call.logprobs(self.policy, batch, train_N)
                 check_finite("log-probabilities", columns["old"], uids=batch.uids_S, row_N=batch.row_N)
         for reward in p.rewards:  # 7: rewards, advantages
-            columns["rewards"] = reward.shape(columns["rewards"], batch, columns)
+            columns["rewards"] = reward.shape(columns["rewards"], batch, pick(columns, reward.reads))
         if p.advantage is not None:
-            columns |= p.advantage.estimate(batch, columns, train_N)
+            columns |= p.advantage.estimate(batch, pick(columns, p.advantage.reads), train_N)
         stats: dict[str, float | None] = {}
         for aux in p.auxiliaries:  # 8: critic
             with clock.phase(f"update_{aux.name}"):
@@ -112,9 +113,7 @@ class Trainer:
                 self.grader.grade(responses)
             if self.slots.settle(self.version) >= wanted:
                 return self.slots.take()
-        raise DataError(
-            f"too few groups to train on after {PATIENCE} times the longest response: do all rewards agree?"
-        )
+        raise DataError(f"too few groups to train on after {PATIENCE} longest responses: do all rewards agree?")
 
     def load_policy(self) -> None:
         """Give the engine the newest weights, and check on a few tokens that it uses them."""
