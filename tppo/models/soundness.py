@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from tppo.errors import ConfigError
-
-if TYPE_CHECKING:
-    from tppo.models.transformer import TransformerPolicy
 
 TOKENS = 24
 """Length of the row that is compared."""
@@ -70,11 +67,21 @@ def check_attention(config: Any, longest: int | None) -> None:
 
 
 @torch.no_grad()
-def check_forward(policy: TransformerPolicy, *, decodes: bool, packed: bool) -> None:
+def check_forward(policy: Any, *, decodes: bool, packed: bool) -> None:
     """Raise ConfigError where this library's logits are not those of the model's own forward pass.
 
-    decodes: also compare decoding token by token (with whole weights only). packed: also compare packed rows.
+    policy: a TransformerPolicy. It is asked in evaluation mode, for one that recomputes activations keeps no cache while
+    it trains. decodes: also compare decoding token by token (with whole weights only). packed: also compare packed rows.
     """
+    training = policy.training
+    policy.eval()
+    try:
+        _compare(policy, decodes=decodes, packed=packed)
+    finally:
+        policy.train(training)
+
+
+def _compare(policy: Any, *, decodes: bool, packed: bool) -> None:
     weight = next(policy.parameters())
     tolerance = TOLERANCE.get(weight.dtype, 0.05)
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +113,7 @@ def check_forward(policy: TransformerPolicy, *, decodes: bool, packed: bool) -> 
 
 
 @contextlib.contextmanager
-def _loud(policy: TransformerPolicy, ids: torch.Tensor) -> Iterator[None]:
+def _loud(policy: Any, ids: torch.Tensor) -> Iterator[None]:
     """Make the output layer's logits large for a while."""
     layer = policy.hugging_face.get_output_embeddings()
     largest = policy(lambda p: p.logits(p.hidden(ids)[0]).float()).abs().max().item()
@@ -124,7 +131,7 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
     return found if found == found else float("inf")
 
 
-def _hints(policy: TransformerPolicy) -> str:
+def _hints(policy: Any) -> str:
     """What the configuration says that could be the reason."""
     config = policy.hugging_face.config
     names = (

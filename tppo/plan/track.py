@@ -145,7 +145,9 @@ def _track(job: Job) -> dict[str, dict[str, Any]]:
     # transformers looks at the positions for several sequences in one row. Fake ones have no values, so it would play
     # safe and make a mask of every pair of positions, which no run makes: a row here is one sequence.
     whole_rows = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-    with whole_rows, FakeTensorMode():
+    # A network that begins as a copy of another is of the same mode: two modes do not mix.
+    one_mode = mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
+    with whole_rows, one_mode, FakeTensorMode():
         workload = _workload(job)
         networks: dict[str, Any] = {"policy": workload.policy}
         networks |= {aux.name: aux.start(workload) for aux in parts.auxiliaries}

@@ -81,7 +81,7 @@ def test_turns_are_one_batch_after_another(requests: list[tuple[int, int]], max_
 def test_prefill_of_the_embedded_engine() -> None:
     """The rectangles that the engine itself makes."""
     torch = pytest.importorskip("torch")
-    from tppo.engines.embedded import TorchEngine
+    from tppo.engines.embedded import EmbeddedEngine
     from tppo.types import GenerationRequest
 
     class Nothing(torch.nn.Module):
@@ -90,7 +90,7 @@ def test_prefill_of_the_embedded_engine() -> None:
     rng = np.random.default_rng(0)
     for tokens in (1, 10, 64, 500):
         context = np.sort(rng.integers(1, 40, size=25))
-        made = TorchEngine(Nothing(), prefill_tokens=tokens)  # type: ignore[arg-type]
+        made = EmbeddedEngine(Nothing(), prefill_tokens=tokens)  # type: ignore[arg-type]
         batches = made._prefill_batches([GenerationRequest(i, (1,) * int(c), 0, 1) for i, c in enumerate(context)])
         rectangles = [(len(b), int(context[b[-1]])) for b in batches]
         expected = (sum(n * t for n, t in rectangles), sum(n * t * t for n, t in rectangles))
