@@ -24,11 +24,12 @@ _BETWEEN = re.compile(
 )
 _NOT_PROSE = re.compile(r"[0-9\\$=+^]|\b[A-Z]\b")
 _GLUE = r"cdot|times|div|pm|mp|pi|sqrt|[dt]?frac|d?binom|log|ln|sin|cos|tan|circ|infty"
-_BEFORE = re.compile(rf"(?:[-−–+*/^_0-9]|\\(?:{_GLUE})\s*\{{?)\s*$")
-_AFTER = re.compile(rf"\s*(?:[-−–+*/^_0-9!%]|\\(?:%|{_GLUE})(?![A-Za-z]))")
-_BEFORE_BARE = re.compile(rf"(?:[-−–/0-9]|\\(?:{_GLUE}))$")
+_BEFORE = re.compile(rf"(?:[0-9}})]\s+or\s+|[-−–+*/^_0-9]|\\(?:{_GLUE})\s*\{{?)\s*$")
+_AFTER = re.compile(rf"\s*(?:or\s+[0-9\\-]|[-−–+*/^_0-9!%]|\\(?:%|{_GLUE})(?![A-Za-z]))")
+_BEFORE_BARE = re.compile(rf"(?:[0-9}}$)]\s+or\s+\$?|[-−–/0-9]|\\(?:{_GLUE}))$")
 _AFTER_BARE = re.compile(
-    rf"(?:[/^0-9%]|\\(?:%|{_GLUE})(?![A-Za-z]))|\s*\$?\s*(?:hundred|thousand|(?:m|b|tr)illion|dozen|percent)"
+    r"\$?\s+or\s+[$0-9\\-]"
+    rf"|(?:[/^0-9%]|\\(?:%|{_GLUE})(?![A-Za-z]))|\s*\$?\s*(?:hundred|thousand|(?:m|b|tr)illion|dozen|percent)"
 )
 _OTHER = (-1, -1)
 """Stands for an opened brace that is no box."""
@@ -59,7 +60,7 @@ def find_answer(text: str) -> str | None:
     labels = [match.span() for match in _LABEL.finditer(text)]
     for start, end in reversed(labels[-_LABELS:]):
         if last is not None and last[2] > start:
-            break
+            return _with_numbers_beside(text, end, last) or _content(text, boxes)
         line = _line(text, end)
         if _EMPTY.fullmatch(line[:200]):
             continue
@@ -143,6 +144,16 @@ def _content(text: str, boxes: list[tuple[int, int, int]]) -> str:
         before = re.split(r"[\s:]", before)[-1]
         after = after.split(". ")[0]
     return f"{before}({content}){after}".strip()
+
+
+def _with_numbers_beside(text: str, end: int, box: tuple[int, int, int]) -> str:
+    """The whole line or block of a label whose box has other numbers beside it and no words: they are guesses too."""
+    before = text[end : box[0]] if end <= box[0] <= end + _NEAR else ""
+    after = text[box[2] + 1 : box[2] + 1 + _NEAR].partition("\n")[0]
+    beside = before + after
+    if re.search(r"[A-Za-z=]", beside) or not re.search(r"[0-9]", beside):
+        return ""
+    return f"{before}({text[box[1] : box[2]]}){after}".strip()
 
 
 def _in_formula(before: str) -> bool:

@@ -52,11 +52,11 @@ def evaluate(text: str) -> Value:
     ...         evaluate(text)
     ...     except Ambiguous as problem:
     ...         print(problem.reason)
-    unclear_number
-    unclear_number
-    unclear_number
-    unclear_number
-    unclear_number
+    unclear_notation
+    unclear_notation
+    unclear_notation
+    unclear_notation
+    unclear_notation
     """
     reader = _Reader(text)
     value = reader.sum(0)
@@ -113,7 +113,7 @@ class _Reader:
             elif self.starts_factor():
                 # "1/2x" is one half of x to some and one over 2x to others; "7 3" is no product.
                 if divided or self.kind == "number":
-                    raise Ambiguous("unclear_number")
+                    raise Ambiguous("unclear_notation")
                 value = algebra.multiply(value, self.power(depth))
             else:
                 return value
@@ -209,7 +209,7 @@ class _Reader:
         if self.kind != "number":
             return self.primary(depth + 1)
         if len(self.token) > 2 - (not first) or "." in self.token:
-            raise Ambiguous("unclear_number")
+            raise Ambiguous("unclear_notation")
         digit = self.token[0]
         self.end = self.start + 1
         self.next()
@@ -222,10 +222,10 @@ class _Reader:
         value = Fraction(digits if digits[-1] != "." else digits[:-1])
         if "." in digits:
             if self.text.startswith(("...", "\\ldots", "\\dots", "\\cdots", ".."), end):
-                raise Ambiguous("unclear_number")
+                raise Ambiguous("unclear_notation")
             if repeated := _REPEATED.match(self.text, end):
                 if repeated[3] and digits[-1] != ".":
-                    raise Ambiguous("unclear_number")  # 0.1(6) is 1/6 to some and 0.6 to others.
+                    raise Ambiguous("unclear_notation")  # 0.1(6) is 1/6 to some and 0.6 to others.
                 period = next(group for group in repeated.groups() if group)
                 places = len(digits) - digits.index(".") - 1
                 value += Fraction(int(period), (10 ** len(period) - 1) * 10**places)
@@ -235,6 +235,8 @@ class _Reader:
             end = scale.end()
         self.end = end
         self.next()
+        if self.token == "_":
+            raise Ambiguous("unclear_notation")  # A base, and no more is known of it.
         return algebra.number(value + self.mixed() if digits.isdigit() and end == start + len(digits) else value)
 
     def mixed(self) -> Fraction:
@@ -247,7 +249,7 @@ class _Reader:
             return Fraction(0)
         above, below = (int(group) for group in match.groups() if group is not None)
         if not 0 < above < below:
-            raise Ambiguous("unclear_number")
+            raise Ambiguous("unclear_notation")
         self.end = match.end()
         self.next()
         return Fraction(above, below)

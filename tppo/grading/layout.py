@@ -52,6 +52,7 @@ _COMMAND = re.compile(r"\\[A-Za-z]+")
 _SPACE = re.compile(r"\\[,;: ]|~|\\(?=\s)")
 _DELIMITER = re.compile(r"\$\$?|\\[()\[\]]")
 _COMMA = re.compile(r",\\!\s*|\{,\}\s*|\\text\{,\}")
+_BRACE = re.compile(r"\\.|[{}]")
 _EDGE = " \t*_`#>\"'"
 
 
@@ -59,7 +60,7 @@ def undress(answer: str) -> str:
     r"""The answer in plain ASCII-like LaTeX, without delimiters, marks and what only looks.
 
     >>> [undress(a) for a in ("**$-5$**.", r"\(\boldsymbol{42}\)", "−5", r"\textcolor{red}{42}", r"32\,000", "`7`")]
-    ['-5', '{42}', '-5', '{42}', '32 000', '7']
+    ['-5', '42', '-5', '42', '32 000', '7']
     >>> undress(r"864 \mbox{ inches}^2").replace(WORD, "@"), undress(r"10,\!080"), undress("2**3")
     ('864   @inches ^2', '10{,}080', '2^3')
     """
@@ -80,7 +81,19 @@ def undress(answer: str) -> str:
     if "matrix}" not in text:
         text = re.sub(rf"{ROW}(?:\[[^\]]{{0,10}}\])?|&", "  ", text) if ROW in text or "&" in text else text
     text = _unmarked(_DELIMITER.sub("  ", text)).replace("€", "").replace("£", "")
-    return _trimmed(text)
+    return _unbraced(_trimmed(text))
+
+
+def _unbraced(text: str) -> str:
+    """Without a pair of braces around the whole."""
+    while text.startswith("{") and text.endswith("}"):
+        depth = 0
+        for match in _BRACE.finditer(text, 0, len(text) - 1):
+            depth += {"{": 1, "}": -1}.get(match[0], 0)
+            if depth == 0:
+                return text
+        text = _trimmed(text[1:-1])
+    return text
 
 
 def _marked(match: re.Match[str]) -> str:

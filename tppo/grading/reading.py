@@ -58,7 +58,7 @@ def read(answer: str) -> Reading:
     >>> [read(a).key for a in (r"\{2, 1\}", "1, 2", "(1,2)", r"1 \pm \sqrt2", "540_8", r"(3,4]", "2+3 = 5")]
     ['{1,2}', '{1,2}', '(1,2)', '{1+2^(1/2),1-2^(1/2)}', '540_8', '(3,4]', '5']
     >>> [read(a).reason for a in ("541=540", "1=2=3", "$3$, maybe $5$", "5 dozen", "7 3", "x" * 3000)]
-    ['false_equation', 'false_equation', 'stray_words', 'stray_words', 'unclear_number', 'too_long']
+    ['false_equation', 'false_equation', 'stray_words', 'stray_words', 'unclear_notation', 'too_long']
     """
     if _INTEGER.fullmatch(answer):
         form = structure.integer(int(answer))
@@ -69,7 +69,8 @@ def read(answer: str) -> Reading:
     plain = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text.replace(WORD, ""))
     try:
         formula, unit = strip_words(text)
-        if words := _as_text(formula):
+        name, _, said = formula.partition("=")
+        if words := _as_text(said if said and structure.is_name(name.replace(WORD, "")) else formula):
             return Reading(words, plain, Form("text", words))
         if _has_stray_words(formula):
             return Reading(plain, plain, None, reason="stray_words")

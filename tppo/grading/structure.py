@@ -15,16 +15,19 @@ from tppo.grading import algebra
 from tppo.grading.algebra import Unread, Value
 from tppo.grading.expression import Ambiguous, evaluate
 from tppo.grading.layout import ROW
+from tppo.grading.vocabulary import GREEK
+from tppo.grading.words import changes_meaning
 
 _GROUPED = re.compile(
     r"(?<![\w.^\\])(?<![0-9],)(?<![0-9] )([1-9][0-9]{0,2})(\{,\}| |,)([0-9]{3}(?:\2[0-9]{3}){0,12})(?!\2?[0-9])"
 )
 _BASED = re.compile(r"([0-9][0-9A-Za-z]{0,63}(?:\.[0-9A-Za-z]{1,40})?)_(?:\{\s*([0-9]{1,2})\s*\}|([0-9]))")
 _NAME = re.compile(
-    r"(?:\\(?:angle|triangle|overline|measuredangle|vec|hat|bar|tilde|mathcal|Delta)\s*)?"
-    r"(?:\{?\s*\\?[A-Za-z][A-Za-z' ]{0,40}\}?)(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z, ]{1,8}\}))?'{0,2}(?:\^\{-1\})?"
-    r"(?:\([0-9A-Za-z, ]{1,12}\))?"
+    rf"(?:\\(?:angle|triangle|overline|measuredangle|vec|hat|bar|tilde|mathcal|Delta)\s*)?"
+    rf"(?:\{{?\s*(?:\\(?:{'|'.join(sorted(GREEK))})|[A-Za-z][A-Za-z' ]{{0,60}})\s*\}}?)"
+    r"(?:_(?:[0-9A-Za-z]|\{[0-9A-Za-z, ]{1,8}\}))?'{0,2}(?:\^\{-1\})?"
 )
+_CALL = re.compile(r"[a-wA-Z](?:\^\{-1\})?'{0,2}\([0-9A-Za-z, ]{1,12}\)")
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _OPEN, _CLOSE = ("\\{", "(", "[", "{"), ("\\}", ")", "]", "}")
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]+|.", re.DOTALL)
@@ -64,6 +67,8 @@ def take_apart(text: str, depth: int = 0) -> Form:
         raise Unread("nested too deeply")
     if not text:
         raise Ambiguous("no_answer")
+    if depth == 0 and not _is_balanced(text):
+        raise Ambiguous("unclear_notation")
     text = _joined_groups(text)
     parts = _split(text, {",", ";", "and", "or"})
     if len(parts) > 1:
@@ -73,7 +78,7 @@ def take_apart(text: str, depth: int = 0) -> Form:
         sides = _split(text, {relation})
         if len(sides) > 1:
             return (_rounded if relation == "\\approx" else _equation)([side.strip() for side in sides], depth)
-    if len(member := _split(text, {"\\in"})) == 2 and _is_name(member[0]):
+    if len(member := _split(text, {"\\in"})) == 2 and is_name(member[0]):
         return take_apart(member[1], depth + 1)
     if "\\pm" in text or "\\mp" in text:
         plus = take_apart(text.replace("\\pm", "+").replace("\\mp", "-"), depth + 1)
@@ -146,7 +151,11 @@ def _members(form: Form) -> tuple[Form, ...]:
 
 
 def _list(forms: list[Form], unique: bool = False) -> Form:
+    if len(forms) == 1:
+        return forms[0]
     if any(form.kind == "unread" for form in forms):
+        if any(form.checks for form in forms):
+            raise Ambiguous("unclear_notation")
         key = "{" + ",".join(sorted(form.key for form in forms)) + "}"
         return Form("unread", key, text="\\{" + ",".join(form.text or form.key for form in forms) + "\\}")
     found = {form.key: form for form in forms}
@@ -171,6 +180,16 @@ def _split(text: str, separators: set[str]) -> list[str]:
             parts.append(text[start : match.start()])
             start = match.end()
     return [*parts, text[start:]]
+
+
+def _is_balanced(text: str) -> bool:
+    """Whether every bracket that opens closes, of whatever kind: (3,4] does."""
+    depth = 0
+    for match in _TOKEN.finditer(text):
+        depth += (match[0] in _OPEN) - (match[0] in _CLOSE)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _joined_groups(text: str) -> str:
@@ -218,14 +237,17 @@ def _bracketed(text: str, depth: int) -> Form | None:
     return Form("bracket", left + ",".join(form.key for form in forms) + right, parts=tuple(forms))
 
 
-def _is_name(text: str) -> bool:
-    return _NAME.fullmatch(text.strip()) is not None
+def is_name(text: str) -> bool:
+    """Whether a text is a single name that a value may be given: x, a_{10}, f(3), AB, or a word."""
+    text = text.strip()
+    named = _NAME.fullmatch(text) or _CALL.fullmatch(text)
+    return named is not None and not any(map(changes_meaning, re.findall(r"[A-Za-z']+", text)))
 
 
 def _equation(sides: list[str], depth: int) -> Form:
     """The right side, where the left is a name or a true computation; else the equation itself, or a false one."""
     names = []
-    while len(sides) > 1 and _is_name(sides[0]):
+    while len(sides) > 1 and is_name(sides[0]):
         names.append(sides.pop(0))
     if not all(sides):
         raise Ambiguous("false_equation")
@@ -234,7 +256,9 @@ def _equation(sides: list[str], depth: int) -> Form:
     name = names[-1] if names and len(names[-1]) == 1 else ""
     if any(form.kind == "unread" for form in forms):
         checks = tuple(itertools.pairwise(sides))
-        return replace(_unread(last.text or sides[-1]), name=name, checks=checks, key=last.key)
+        # Until the computation is found true, this is an answer of its own.
+        key = _unread("=".join(sides)).key if checks else last.key
+        return replace(_unread(last.text or sides[-1]), name=name, checks=checks, key=key)
     if all(form.key == last.key for form in forms):
         return replace(last, name=name)
     left, right = forms[0].value, last.value
@@ -257,7 +281,7 @@ def _implicit(zero: Value) -> Form:
 
 def _rounded(sides: list[str], depth: int) -> Form:
     """A value and its decimal approximations, which must be its roundings: the value counts."""
-    if _is_name(sides[0]) and len(sides) == 2:
+    if is_name(sides[0]) and len(sides) == 2:
         return take_apart(sides[1], depth + 1)
     form = take_apart(sides[0], depth + 1)
     for side in sides[1:]:

@@ -13,7 +13,7 @@ REASONS = {
     "several_answers": "a list of answers where the truth is one",
     "false_equation": "an equation whose left side is neither a name nor equal to the right side, or a false rounding",
     "stray_words": "words beside the value that are neither harmless nor a unit",
-    "unclear_number": "digits that two readers would take for different numbers, such as 7 3, 1/2x or 5 7/3",
+    "unclear_notation": "digits that two readers would take for different numbers, such as 7 3, 1/2x or 5 7/3",
 }
 """Why a response scores zero without a comparison. The names are metrics and stay."""
 
