@@ -16,10 +16,10 @@ from tppo.grading.reading import read
 
 @pytest.mark.parametrize("text", HUGE, ids=lambda text: repr(text[:9]))
 def test_a_megabyte_is_read_in_linear_time(text: str) -> None:
-    start = time.process_time()
+    start = time.process_time()  # Other work on the machine does not count.
     find_answer(text)
     find_answer(text + "\nAnswer: 5")
-    assert time.process_time() - start < 5.0  # At most 1.5 s; a quadratic pass would take hours.
+    assert time.process_time() - start < 5.0  # At most 2 s; a quadratic pass would take hours.
 
 
 CASES = [

@@ -78,6 +78,8 @@ def undress(answer: str) -> str:
         # Money: a dollar sign of its own, before or after a number.
         text = _SPACE.sub(" ", text.replace("\\$", ""))
     text = text.replace("{,} ", "{,}")
+    if "&" in text:
+        text = re.sub(r"&\s*(?==)|(?<==)\s*&", "", text)
     if "matrix}" not in text:
         text = re.sub(rf"{ROW}(?:\[[^\]]{{0,10}}\])?|&", "  ", text) if ROW in text or "&" in text else text
     text = _unmarked(_DELIMITER.sub("  ", text)).replace("€", "").replace("£", "")
