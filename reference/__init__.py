@@ -31,7 +31,14 @@ from reference.objectives import (
     ratio,
     truncated_importance_weight,
 )
-from reference.values import bootstrapped_returns, discounted_returns, lambda_returns, n_step_return, value_loss
+from reference.values import (
+    bootstrapped_returns,
+    discounted_returns,
+    explained_variance,
+    lambda_returns,
+    n_step_return,
+    value_loss,
+)
 
 __all__ = [
     "Window",
@@ -48,6 +55,7 @@ __all__ = [
     "dual_clip",
     "egae",
     "expected_length",
+    "explained_variance",
     "fill",
     "gae",
     "group_mean",

@@ -77,3 +77,22 @@ def value_loss(
     low = -math.inf if clip_low is None else old_value - clip_low
     high = math.inf if clip_high is None else old_value + clip_high
     return 0.5 * max((value - target) ** 2, (clip(value, low, high) - target) ** 2)
+
+
+def explained_variance(values: Floats, targets: Floats) -> float | None:
+    """1 - Var(G - V) / Var(G) over tokens; None for fewer than two tokens or targets that do not vary.
+
+    >>> explained_variance([0.5, 0.5], [0.0, 1.0]), explained_variance([0.0, 0.9], [1.0, 1.0])
+    (0.0, None)
+    """
+    count = len(targets)
+    if count < 2:
+        return None
+    errors = [g - v for g, v in zip(targets, values, strict=True)]
+
+    def variance(x: list[float]) -> float:
+        mean = math.fsum(x) / count
+        return math.fsum((entry - mean) ** 2 for entry in x) / (count - 1)
+
+    spread = variance([float(g) for g in targets])
+    return None if spread == 0 else 1 - variance([float(e) for e in errors]) / spread

@@ -70,6 +70,10 @@ if TYPE_CHECKING:
     from tppo.maths.advantages import length_adaptive_lambda as length_adaptive_lambda
     from tppo.maths.aggregate import aggregate_count as aggregate_count
     from tppo.maths.aggregate import aggregate_sum as aggregate_sum
+    from tppo.maths.groups import group_mean as group_mean
+    from tppo.maths.groups import group_std as group_std
+    from tppo.maths.groups import grpo_advantage as grpo_advantage
+    from tppo.maths.groups import rloo_advantage as rloo_advantage
     from tppo.maths.masks import shape_advantages as shape_advantages
     from tppo.maths.masks import whiten as whiten
     from tppo.maths.masks import window_mask as window_mask

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.files import is_free, writing_to
 from tppo.plan.command import add_arguments
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(argv)
     if known.command in ("recipes", "algorithms", "export", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: a progress bar must not end a run
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
     say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
     try:
@@ -92,6 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if rank != "0":
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             status = _COMMANDS[known.command](known, rest)
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `| head` does: what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ConfigError, DataError) as error:
         print(f"{say} {error}", file=sys.stderr)
         return 2
@@ -129,10 +137,11 @@ def _configure(known: argparse.Namespace, rest: list[str], command: str) -> RunC
             print(f"for all fields: tppo {command} RECIPE --help")
             raise SystemExit(0)
         raise ConfigError("recipe", None, f"a name: {names}")
-    config = load_recipe(recipe)
+    config, prog = load_recipe(recipe), f"tppo {command} {recipe}"
     if known.algorithm is not None:
         config = with_algorithm(config, load_algorithm(known.algorithm))
-    return _override(config, rest, f"tppo {command} {recipe}", validate)
+        prog += f" --algorithm {known.algorithm}"
+    return _override(config, rest, prog, validate)
 
 
 def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> RunConfig:
@@ -140,9 +149,13 @@ def _override(config: RunConfig, rest: list[str], prog: str, validate: Any) -> R
 
     name = config.recipe
     try:
-        config = tyro.cli(type(config), default=config, args=rest, prog=prog)
+        config, unknown = tyro.cli(type(config), default=config, args=rest, prog=prog, return_unknown_args=True)
     except ValueError as error:  # a part of the task that checks itself
         raise ConfigError(config.recipe, " ".join(rest), "values that its parts accept", str(error)) from None
+    if unknown:
+        from tppo.config.unknown import unknown_option
+
+        raise unknown_option(unknown, config, prog)
     if config.recipe != name:
         raise ConfigError("recipe", config.recipe, f"{name!r}, the recipe named first on the command line")
     validate(config)
@@ -234,7 +247,7 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.runs.checkpoint.contents import load_network, stored_config
     from tppo.runs.checkpoint.store import newest
 
-    if known.folder.exists() and (not known.folder.is_dir() or any(known.folder.iterdir())):
+    if not is_free(known.folder):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
     path = newest(known.checkpoint)
     config = stored_config(path)
@@ -242,10 +255,8 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     workload = config.task.build(config, ranks)
     place(workload.policy, workload.fill, torch.device("cpu"), ranks)
     load_network("policy", workload.policy, path)
-    try:
+    with writing_to(known.folder, "folder"):
         workload.save(workload.policy, known.folder)
-    except OSError as error:
-        raise ConfigError("folder", str(known.folder), "a folder that can be written", str(error)) from None
     print(f"{path} written to {known.folder}: {', '.join(sorted(p.name for p in known.folder.iterdir()))}")
     return 0
 
@@ -263,7 +274,7 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
     config = _override(stored, rest, "tppo replay", validate)
     same = True
     for done in replay(path, known.dump, steps=known.steps, config=config):
-        print(json.dumps(done.step.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
+        print(json.dumps(done.metrics | {f"same_{name}": equal for name, equal in done.same.items()}, indent=2))
         same = same and all(done.same.values())
     if config != stored:
         print("tppo: other values than the run's were asked for: other weights are expected", file=sys.stderr)
@@ -288,7 +299,7 @@ def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
 
     for name in algorithm_entry_points():
         kind = load_algorithm(name)
-        doc = (sys.modules[kind.__module__].__doc__ or kind.__doc__ or "").strip().splitlines()
+        doc = (kind.__doc__ or "").strip().splitlines()
         print(f"{name:<20} {doc[0] if doc else ''}")
         print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(kind))}")
     return 0

@@ -32,7 +32,7 @@ class FormatError(DataError):
 
 
 class CheckpointError(DataError):
-    """A checkpoint that is torn, corrupted, of a newer format, or of another run."""
+    """A checkpoint that is torn, corrupted, or of another run."""
 
 
 class OutputError(TPPOError, OSError):

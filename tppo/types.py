@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+EVALUATION_UIDS = 2**62
+"""Responses of evaluations have uids from here on, so that they share no random number with those of training."""
+
 
 def _ints() -> array[int]:
     return array("q")

@@ -20,7 +20,8 @@ import tyro
 
 from paper_repro.models.known import model_folder
 from tppo.config.run import VllmOptions
-from tppo.data.sources import DAPO_PROMPT, STRICT, Columns, DataSource, aime_2024, amc23, gsm8k, math500
+from tppo.data.catalogue import DAPO_PROMPT, STRICT, aime_2024, amc23, gsm8k, math500
+from tppo.data.sources import Columns, DataSource
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.run import EvalSettings
 from tppo.ranges import Range, check_ranges
@@ -75,7 +76,7 @@ class EvalCommand:
         if self.source == "file":
             columns = Columns(self.question, self.answer)
             name = Path(self.data).stem
-            source = DataSource(name=name, path=self.data, columns=columns, template=DAPO_PROMPT, policies=STRICT)
+            source = DataSource(name=name, path=self.data, columns=columns, template=DAPO_PROMPT, bad_rows=STRICT)
         else:
             source = SOURCES[self.source](self.data)
         return dataclasses.replace(source, limit=self.limit)
@@ -89,8 +90,9 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
     from tppo.data.problems import load_problems
     from tppo.environment import environment
     from tppo.evaluation import model, report
+    from tppo.evaluation.figure import draw_report
     from tppo.evaluation.run import prompts_digest, sample_responses
-    from tppo.evaluation.store import EvalFolder, check_folder
+    from tppo.evaluation.store import EvalFolder, check_evaluation_folder
     from tppo.grading.mathematics import MathReward
     from tppo.grading.verdict import REASONS
 
@@ -122,7 +124,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
         "stop_ids": sorted(asked.stop_ids),
         "versions": model.package_versions(command.engine),
     }
-    check_folder(command.out, manifest)
+    check_evaluation_folder(command.out, manifest)
     with (
         MathReward(
             [problem.answer for problem in loaded.problems], workers=command.workers, seconds=command.grader_seconds
@@ -159,7 +161,8 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
         if failed := {verdict: n for verdict, n in ends.items() if verdict not in REASONS}:
             _say(command, f"texts that the grader gave up on, counted as wrong: {failed}")
         found = report.report_on(source.name, asked.prompts, responses)
-        report.write_report(results, found, responses, command.settings.max_new_tokens)
+        report.write_report(results, found)
+        draw_report(found, responses, command.settings.max_new_tokens, command.out / "figure.png")
         print(found.table())
         if other is not None and command.compare is not None:
             _compare(command, results, other)

@@ -7,7 +7,7 @@
 # The same command again goes on where it was stopped: finished stages are skipped, a run resumes from its newest
 # checkpoint. Try the whole path first, on any machine, without a GPU:
 #
-#   python -m paper_repro.reproduction.command --rung 32b --dry-run --out /tmp/dry
+#   python -m paper_repro.reproduction --size 32b --dry-run --out /tmp/dry
 set -euo pipefail
 
 # --- where ------------------------------------------------------------------------------------------------------------
@@ -18,7 +18,7 @@ PORT=${PORT:-29500}         # A free port of HEAD.
 JOB=${JOB:-tppo-32b}        # Name of the meeting; two reproductions at a time need two names.
 
 # --- how much ---------------------------------------------------------------------------------------------------------
-RUNG=${RUNG:-32b}           # 7b with NODES=1, and 0.5b with NODES=1 GPUS=1, run by the same script.
+SIZE=${SIZE:-32b}           # 7b with NODES=1, and 0.5b with NODES=1 GPUS=1, run by the same script.
 NODES=${NODES:-8}           # The recipe's memory is planned for 64 GPUs: 16 GB a GPU for weights and moments.
 GPUS=${GPUS:-8}             # A node. One copy of the policy generates on 8 GPUs (vllm.tensor_parallel), within a node.
 SEEDS=${SEEDS:-1}           # Runs of each algorithm. The paper shows one.
@@ -38,7 +38,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # vLLM's sleep mode has an allocator of its own, which expandable segments of torch exclude.
 unset PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF
 
-arguments=(--rung "$RUNG" --out "$OUT" --seeds "$SEEDS")
+arguments=(--size "$SIZE" --out "$OUT" --seeds "$SEEDS")
 if [[ -n $DATA ]]; then arguments+=(--data "$DATA"); fi
 read -r -a more <<<"$EXTRA"
 
@@ -48,5 +48,5 @@ for stage in $STAGES; do
   "$PYTHON" -m torch.distributed.run \
     --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$RESTARTS" \
     --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-id "$JOB-$stage" \
-    -m paper_repro.reproduction.command "${arguments[@]}" --stages "$stage" ${more[@]+"${more[@]}"}
+    -m paper_repro.reproduction "${arguments[@]}" --stages "$stage" ${more[@]+"${more[@]}"}
 done

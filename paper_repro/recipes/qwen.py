@@ -1,4 +1,4 @@
-"""The ladder to the paper's scale: Qwen2.5 base models on DAPO-Math-17k, judged on AIME 2024 by avg@32.
+"""Qwen2.5 base models of three sizes, up to the paper's, on DAPO-Math-17k, judged on AIME 2024 by avg@32.
 
 Where each number comes from:
 
@@ -9,7 +9,7 @@ Where each number comes from:
   T-PPO script has 8192), 8e-7 for the policy, weight decay 0.1, and all defaults of ``tppo.algorithms.tppo``.
 - DAPO: the public recipe of DAPO (arXiv 2503.14476): data, prompt, clipping of the gradient norm at 1.0.
 - OURS: our choice, made without a run at that scale: everything that is not named above, and every number of the
-  smaller rungs where it differs from 32B's. Those keep 16 updates a step, three or four windows to a cap, and shrink
+  smaller sizes where it differs from 32B's. Those keep 16 updates a step, three or four windows to a cap, and shrink
   the rest with the model.
 
 A PPO twin differs in the algorithm alone: whole responses, plain GAE, no token filter, as VC-PPO and VAPO.
@@ -20,6 +20,7 @@ downloaded before a run begins.
 
 from __future__ import annotations
 
+from paper_repro.recipes.recipe import recipe
 from paper_repro.recipes.small import ppo_twin
 from paper_repro.tasks.pretrained import MathDataTask
 from tppo.algorithms import TPPO
@@ -30,10 +31,11 @@ MAX_PROMPT = 2048
 """[tokens] OURS: DAPO's prompts are shorter; longer ones are dropped and counted."""
 
 
-def qwen25_32b_tppo() -> RunConfig:
+@recipe("qwen2.5-32b-tppo")
+def qwen25_32b_tppo(name: str) -> RunConfig:
     """T-PPO on Qwen2.5-32B base, the paper's experiment: 8 nodes of 8 GPUs. Never run here."""
-    return _rung(
-        "32b",
+    return _recipe(
+        name,
         model="Qwen/Qwen2.5-32B",  # CONFIRMED
         window=8192,  # PORT
         cap=24576,  # PORT
@@ -51,15 +53,17 @@ def qwen25_32b_tppo() -> RunConfig:
     )
 
 
-def qwen25_32b_ppo() -> RunConfig:
+@recipe("qwen2.5-32b-ppo")
+def qwen25_32b_ppo(name: str) -> RunConfig:
     """PPO on Qwen2.5-32B base as VC-PPO and VAPO set it up: whole responses, all else as in T-PPO. Never run here."""
-    return ppo_twin(qwen25_32b_tppo(), _rival("32b"))
+    return ppo_twin(qwen25_32b_tppo(), name)
 
 
-def qwen25_7b_tppo() -> RunConfig:
+@recipe("qwen2.5-7b-tppo")
+def qwen25_7b_tppo(name: str) -> RunConfig:
     """T-PPO on Qwen2.5-7B base: one node of 8 GPUs. All sizes our choice."""
-    return _rung(
-        "7b",
+    return _recipe(
+        name,
         model="Qwen/Qwen2.5-7B",
         window=4096,
         cap=12288,
@@ -76,15 +80,17 @@ def qwen25_7b_tppo() -> RunConfig:
     )
 
 
-def qwen25_7b_ppo() -> RunConfig:
+@recipe("qwen2.5-7b-ppo")
+def qwen25_7b_ppo(name: str) -> RunConfig:
     """PPO on Qwen2.5-7B base: whole responses, all else as in T-PPO."""
-    return ppo_twin(qwen25_7b_tppo(), _rival("7b"))
+    return ppo_twin(qwen25_7b_tppo(), name)
 
 
-def qwen25_05b_tppo() -> RunConfig:
+@recipe("qwen2.5-0.5b-tppo")
+def qwen25_05b_tppo(name: str) -> RunConfig:
     """T-PPO on Qwen2.5-0.5B base: one GPU. All sizes our choice."""
-    return _rung(
-        "0.5b",
+    return _recipe(
+        name,
         model="Qwen/Qwen2.5-0.5B",
         window=1024,
         cap=4096,
@@ -101,13 +107,14 @@ def qwen25_05b_tppo() -> RunConfig:
     )
 
 
-def qwen25_05b_ppo() -> RunConfig:
+@recipe("qwen2.5-0.5b-ppo")
+def qwen25_05b_ppo(name: str) -> RunConfig:
     """PPO on Qwen2.5-0.5B base: whole responses, all else as in T-PPO."""
-    return ppo_twin(qwen25_05b_tppo(), _rival("0.5b"))
+    return ppo_twin(qwen25_05b_tppo(), name)
 
 
-def _rung(
-    size: str,
+def _recipe(
+    name: str,
     *,
     model: str,
     window: int,
@@ -122,9 +129,9 @@ def _rung(
     grader_workers: int,
     phase_limit: float,
 ) -> RunConfig:
-    """What all rungs share. Sizes in tokens (window, cap), responses (slots, mini_batch), seconds (phase_limit)."""
+    """What all sizes share. Lengths in tokens (window, cap), responses (slots, mini_batch), seconds (phase_limit)."""
     return RunConfig(
-        recipe=f"qwen2.5-{size}-tppo",
+        recipe=name,
         task=MathDataTask(
             model=model,
             max_prompt_tokens=MAX_PROMPT,
@@ -174,17 +181,3 @@ def _vllm(*, cap: int, tensor_parallel: int, max_rows: int, memory_fraction: flo
         sleep=True,
         max_model_tokens=MAX_PROMPT + cap,
     )
-
-
-def _rival(size: str) -> str:
-    return f"qwen2.5-{size}-ppo"
-
-
-LADDER = {
-    "qwen2.5-32b-tppo": qwen25_32b_tppo,
-    "qwen2.5-32b-ppo": qwen25_32b_ppo,
-    "qwen2.5-7b-tppo": qwen25_7b_tppo,
-    "qwen2.5-7b-ppo": qwen25_7b_ppo,
-    "qwen2.5-0.5b-tppo": qwen25_05b_tppo,
-    "qwen2.5-0.5b-ppo": qwen25_05b_ppo,
-}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from paper_repro.recipes.recipe import recipe
 from paper_repro.tasks.pretrained import WordProblemTask
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from paper_repro.tasks.toy_language import ToyLanguageTask
@@ -18,12 +19,13 @@ from tppo.config.registry import with_algorithm
 from tppo.config.run import Compute, Evaluation, Optimizer, Rollout, RunConfig, VllmOptions
 
 
-def token_mdp() -> RunConfig:
+@recipe("token-mdp")
+def token_mdp(name: str) -> RunConfig:
     """T-PPO on a reasoning ladder: a table of logits, with the exact return of every policy known."""
     policy = Optimizer(lr=0.05, weight_decay=0.0, mini_batch=32, grad_clip=None)
     critic = WindowedCriticOptions(lr=0.05, weight_decay=0.0, mini_batch=32, grad_clip=None)
     return RunConfig(
-        recipe="token-mdp",
+        recipe=name,
         task=TokenMDPTask(),
         steps=100,
         algorithm=TPPO(window=8, ignore_last=2, warmup_steps=5, critic=critic),
@@ -33,15 +35,17 @@ def token_mdp() -> RunConfig:
     )
 
 
-def token_mdp_ppo() -> RunConfig:
+@recipe("token-mdp-ppo")
+def token_mdp_ppo(name: str) -> RunConfig:
     """PPO on the same reasoning ladder: whole responses every step."""
-    return ppo_twin(token_mdp())
+    return ppo_twin(token_mdp(), name)
 
 
-def toy_language() -> RunConfig:
+@recipe("toy-language")
+def toy_language(name: str) -> RunConfig:
     """T-PPO on a toy language: a tiny transformer from a partly able base model to a reliable one, in minutes."""
     return RunConfig(
-        recipe="toy-language",
+        recipe=name,
         task=ToyLanguageTask(),
         steps=100,
         algorithm=TPPO(
@@ -58,15 +62,17 @@ def toy_language() -> RunConfig:
     )
 
 
-def toy_language_ppo() -> RunConfig:
+@recipe("toy-language-ppo")
+def toy_language_ppo(name: str) -> RunConfig:
     """PPO on the same toy language, from the same base model: whole responses every step."""
-    return ppo_twin(toy_language())
+    return ppo_twin(toy_language(), name)
 
 
-def smollm2_135m() -> RunConfig:
+@recipe("smollm2-135m")
+def smollm2_135m(name: str) -> RunConfig:
     """T-PPO on word problems with SmolLM2-135M-Instruct: a real pretrained model, an hour on a CPU."""
     return RunConfig(
-        recipe="smollm2-135m",
+        recipe=name,
         task=WordProblemTask(
             system="Solve the problem.",
             example_question="Sam has 9 pens and loses 3. How many pens?",
@@ -90,15 +96,6 @@ def smollm2_135m() -> RunConfig:
     )
 
 
-def ppo_twin(config: RunConfig, recipe: str = "") -> RunConfig:
-    """The same with whole responses. recipe: its name; that of ``config`` with -ppo behind it unless given."""
-    return dataclasses.replace(with_algorithm(config, PPO), recipe=recipe or f"{config.recipe}-ppo")
-
-
-RECIPES = {
-    "token-mdp": token_mdp,
-    "token-mdp-ppo": token_mdp_ppo,
-    "toy-language": toy_language,
-    "toy-language-ppo": toy_language_ppo,
-    "smollm2-135m": smollm2_135m,
-}
+def ppo_twin(config: RunConfig, name: str) -> RunConfig:
+    """The same with whole responses, under a name of its own."""
+    return dataclasses.replace(with_algorithm(config, PPO), recipe=name)

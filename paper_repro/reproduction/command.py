@@ -1,11 +1,11 @@
-"""The whole reproduction, on any rung: data, value pretraining, T-PPO and PPO, evaluation, figures.
+"""The whole reproduction, at any size of model: data, value pretraining, T-PPO and PPO, evaluation, figures.
 
-    python -m paper_repro.reproduction.command --rung toy --out reproductions/toy
-    python -m paper_repro.reproduction.command --rung 32b --out reproductions/dry --dry-run
-    torchrun ... -m paper_repro.reproduction.command --rung 32b --out /shared/32b --data /shared/data
+    python -m paper_repro.reproduction --size toy --out reproductions/toy
+    python -m paper_repro.reproduction --size 32b --out reproductions/dry --dry-run
+    torchrun ... -m paper_repro.reproduction --size 32b --out /shared/32b --data /shared/data
 
 Every stage has its folder in --out. The same command again skips what is done and goes on where it was stopped, however
-it was stopped; with other inputs it is refused. --dry-run takes a small random model of the rung's architecture, few
+it was stopped; with other inputs it is refused. --dry-run takes a small random model of the size's architecture, few
 and short responses and three steps, through the very same code.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.reproduction import data as reproduce_data
-from paper_repro.reproduction.pairs import EVALUATION_SEED, RUNGS, Rung, parse_changes, rung
+from paper_repro.reproduction.pairs import EVALUATION_SEED, SIZES, RunPair, pair, parse_changes
 from paper_repro.reproduction.pipeline import Ranks, Stage, digest_of_stage, on_main, run_stage
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
@@ -43,26 +43,29 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction:
-    """rung: what is run. out: the folder. data: folder with the problems, None for the hub. seeds: runs of each
-    algorithm. target: solve rate whose first reaching goes into the table, None for the rung's own.
-    """
+    """What is run, and where."""
 
-    rung: Rung
+    pair: RunPair
     out: Path
+    """Folder of all stages."""
     ranks: Ranks
     data: Path | None = None
+    """Folder with the problems; None reads them from the hub."""
     seeds: int = 1
+    """Runs of each algorithm."""
     target: float | None = None
+    """Solve rate whose first reaching goes into the table; None is the pair's own."""
     progress: bool = True
+    """Show progress bars."""
 
     def stages(self, parts: Sequence[str] = PARTS) -> list[Stage]:
         """The stages of these parts, in order."""
         seeds = range(self.seeds)
         every = [
-            ("data", [self._data()] if self.rung.reads_files else []),
-            ("value", [self._training("value", self.rung.value, 0)]),
-            ("tppo", [self._training(f"tppo-seed{seed}", self.rung.tppo, seed) for seed in seeds]),
-            ("ppo", [self._training(f"ppo-seed{seed}", self.rung.ppo, seed) for seed in seeds]),
+            ("data", [self._data()] if self.pair.reads_files else []),
+            ("value", [self._training("value", self.pair.value, 0)]),
+            ("tppo", [self._training(f"tppo-seed{seed}", self.pair.tppo, seed) for seed in seeds]),
+            ("ppo", [self._training(f"ppo-seed{seed}", self.pair.ppo, seed) for seed in seeds]),
             ("evaluate", [self._evaluation(name) for name in ["base", *self.runs()]]),
             ("figures", [self._figures()]),
         ]
@@ -73,8 +76,8 @@ class Reproduction:
         return [f"{kind}-seed{seed}" for kind in ("tppo", "ppo") for seed in range(self.seeds)]
 
     def config(self, name: str, seed: int) -> RunConfig:
-        """Of a stage that trains: the rung's, on the staged problems, with the pretrained critic."""
-        config: RunConfig = getattr(self.rung, name.partition("-")[0])
+        """Of a stage that trains: the pair's, on the staged problems, with the pretrained critic."""
+        config: RunConfig = getattr(self.pair, name.partition("-")[0])
         if isinstance(config.task, MathDataTask):
             config = dataclasses.replace(config, task=reproduce_data.staged(config.task, self.out / "data"))
         if name == "value":
@@ -86,11 +89,11 @@ class Reproduction:
         return {name: digest_of_stage(self.out, name) for name in names}
 
     def _data(self) -> Stage:
-        task = self.rung.tppo.task
+        task = self.pair.tppo.task
         assert isinstance(task, MathDataTask)
 
         def sources() -> reproduce_data.Sources:
-            if self.data is None and self.rung.dry_run:
+            if self.data is None and self.pair.dry_run:
                 return reproduce_data.made_sources(self.out / "made-problems")
             return reproduce_data.find_sources(self.data)
 
@@ -101,7 +104,7 @@ class Reproduction:
         )
 
     def _training(self, name: str, chosen: RunConfig, seed: int) -> Stage:
-        before = (["data"] if self.rung.reads_files else []) + ([] if name == "value" else ["value"])
+        before = (["data"] if self.pair.reads_files else []) + ([] if name == "value" else ["value"])
 
         def inputs() -> dict[str, Any]:
             return {"config": _settings(self.config(name, seed)), "before": self._before(*before)}
@@ -123,7 +126,7 @@ class Reproduction:
         config = self.config("tppo", EVALUATION_SEED) if name == "base" else self.config(name, EVALUATION_SEED)
 
         def inputs() -> dict[str, Any]:
-            before = (["data"] if self.rung.reads_files else []) + ([] if name == "base" else [name])
+            before = (["data"] if self.pair.reads_files else []) + ([] if name == "base" else [name])
             return {"config": _settings(config), "before": self._before(*before)}
 
         def work(folder: Path) -> dict[str, Any]:
@@ -134,11 +137,11 @@ class Reproduction:
         return Stage(f"evaluate-{name}", inputs, work)
 
     def _figures(self) -> Stage:
-        target = self.rung.target if self.target is None else self.target
+        target = self.pair.target if self.target is None else self.target
         names = [*self.runs(), "evaluate-base", *(f"evaluate-{name}" for name in self.runs())]
 
         def work(folder: Path) -> dict[str, Any]:
-            dry = self.rung.dry_run
+            dry = self.pair.dry_run
             return on_main(self.ranks, lambda: write_report(self.out, self.runs(), folder, target=target, dry_run=dry))
 
         return Stage("figures", lambda: {"target": target, "before": self._before("value", *names)}, work, cheap=True)
@@ -177,15 +180,15 @@ def _parts(text: str) -> tuple[str, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 (it failed), 2 (bad input), 75 (stopped by a signal), 130 (Ctrl-C)."""
     parser = argparse.ArgumentParser(
-        prog="python -m paper_repro.reproduction.command", description=__doc__,
+        prog="python -m paper_repro.reproduction", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--rung", required=True, metavar="|".join(RUNGS))
+    parser.add_argument("--size", required=True, metavar="|".join(SIZES))
     parser.add_argument("--out", required=True, type=Path, help="folder of all stages; shared by all nodes")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="dapo-math-17k.parquet and aime-2024.parquet in it")
     parser.add_argument("--dry-run", action="store_true", help="a small random model, three steps, the same code")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each algorithm (default 1)")
-    parser.add_argument("--target", type=float, help="solve rate for 'time to reach'; default: the rung's own")
+    parser.add_argument("--target", type=float, help="solve rate for 'time to reach'; default: the pair's own")
     parser.add_argument("--stages", default="", metavar=",".join(PARTS), help="only these, in this order; default all")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="changes",
@@ -199,9 +202,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.target is not None and not 0 < args.target <= 1:
             raise ConfigError("target", args.target, "a number in (0, 1]", "it is a share of problems solved")
         parts, ranks = _parts(args.stages), current()
-        chosen = rung(args.rung, parse_changes(args.changes), dry_run=args.dry_run)
+        chosen = pair(args.size, parse_changes(args.changes), dry_run=args.dry_run)
         if args.data is not None and not chosen.reads_files:
-            raise ConfigError("data", str(args.data), f"no --data for rung {args.rung!r}", "its problems are made")
+            raise ConfigError("data", str(args.data), f"no --data for size {args.size!r}", "its problems are made")
         what = Reproduction(
             chosen, args.out, ranks, data=args.data, seeds=args.seeds, target=args.target,
             progress=ranks.main and not args.quiet,
@@ -225,7 +228,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"written to {args.out / 'figures'}")
     end(0)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.tasks.pretrained import MathDataTask
+from tppo.data.catalogue import DAPO_PROMPT, STRICT, aime_2024, dapo_math_17k
 from tppo.data.problems import Problem, check_overlap, load_problems
-from tppo.data.sources import DAPO_PROMPT, SLOT, STRICT, DataSource, aime_2024, dapo_math_17k
+from tppo.data.sources import SLOT, DataSource
 from tppo.errors import ConfigError
 from tppo.files import sha256_of_file
 
@@ -83,7 +84,7 @@ def stage(sources: Sources, task: MathDataTask, folder: Path) -> dict[str, Any]:
 def staged(task: MathDataTask, folder: Path) -> MathDataTask:
     """The task on staged files; prompts are those of the original sources."""
     train, held_out = (
-        DataSource(name=name, path=str(folder / file), template=DAPO_PROMPT, policies=STRICT)
+        DataSource(name=name, path=str(folder / file), template=DAPO_PROMPT, bad_rows=STRICT)
         for name, file in zip(FILES.values(), (TRAIN, HELD_OUT), strict=True)
     )
     columns = dataclasses.replace(train.columns, id="id")

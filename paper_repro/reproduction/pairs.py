@@ -1,4 +1,4 @@
-"""The rungs of the ladder: what is trained and compared at each scale, and the same made tiny for a dry run."""
+"""The pair of runs that is compared at each size of model, and the same made tiny for a dry run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paper_repro.models.shrunken import PREFIX
-from paper_repro.recipes import qwen as ladder
-from paper_repro.recipes import small as recipes
+from paper_repro.recipes import small
+from paper_repro.recipes.registry import RECIPES
 from paper_repro.tasks.pretrained import MathDataTask
 from tppo.algorithms import PPO, ValuePretraining
 from tppo.config.registry import carried
@@ -27,18 +27,19 @@ FIXED = (*("task.train", "task.held_out", "recipe", "seed", "algorithm.critic.st
 
 
 @dataclass(frozen=True)
-class Rung:
-    """tppo, ppo: the two that are compared; they differ in the algorithm alone. value: the run of the critic alone,
-    whose critic both begin with. target: solve rate whose first reaching goes into the table. shape: architecture of a
-    dry run's model, empty where the task makes its own.
-    """
+class RunPair:
+    """T-PPO and PPO at one size of model; they differ in the algorithm alone."""
 
     tppo: RunConfig
     ppo: RunConfig
     value: RunConfig
+    """The run of the critic alone, with whose critic both begin."""
     target: float
+    """Solve rate whose first reaching goes into the table."""
     shape: str = ""
+    """Architecture of a dry run's model, empty where the task makes its own."""
     dry_run: bool = False
+    """Whether this is the tiny one, whose numbers mean nothing."""
 
     @property
     def reads_files(self) -> bool:
@@ -46,13 +47,15 @@ class Rung:
         return isinstance(self.tppo.task, MathDataTask)
 
 
-def rung(name: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> Rung:
-    """The rung of that name. changes: dotted fields to values, see ``_changed``. dry_run: a small random model, few and
-    short responses, three steps. Raises ConfigError.
+def pair(size: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool = False) -> RunPair:
+    """The pair of that size. Raises ConfigError.
+
+    changes: dotted fields to values, see ``_changed``.
+    dry_run: a small random model, few and short responses, three steps.
     """
-    if name not in RUNGS:
-        raise ConfigError("rung", name, "one of " + ", ".join(RUNGS))
-    chosen = RUNGS[name]()
+    if size not in SIZES:
+        raise ConfigError("size", size, "one of " + ", ".join(SIZES))
+    chosen = SIZES[size]()
     if dry_run:
         chosen = _tiny(chosen)
     for path, value in (changes or {}).items():
@@ -62,7 +65,7 @@ def rung(name: str, changes: Mapping[str, Any] | None = None, *, dry_run: bool =
     return chosen
 
 
-def _changed(chosen: Rung, path: str, value: Any) -> Rung:
+def _changed(chosen: RunPair, path: str, value: Any) -> RunPair:
     """One field changed in the runs it belongs to: a field of the windows in T-PPO alone, the number of steps and the
     evaluation in both that train the policy, one named value.* in value pretraining, all else in all three.
     """
@@ -101,9 +104,9 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
     return changes
 
 
-def _pair(
+def _paired(
     config: RunConfig, rival: RunConfig, *, value_steps: int, stop: ValuePretraining, target: float, shape: str = ""
-) -> Rung:
+) -> RunPair:
     """Both runs train the policy from the first step: the critic has learned before. Value pretraining generates whole
     responses: windows would show it the short ones first.
     """
@@ -116,7 +119,7 @@ def _pair(
         checkpoint__keep_best=0,
         checkpoint__keep=1,
     )
-    return Rung(
+    return RunPair(
         tppo=_from_the_first_step(config),
         ppo=_from_the_first_step(rival),
         value=value,
@@ -130,24 +133,25 @@ def _from_the_first_step(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, warmup_steps=0))
 
 
-def _toy() -> Rung:
+def _toy() -> RunPair:
     stop = ValuePretraining(patience=8)
-    return _pair(recipes.toy_language(), recipes.toy_language_ppo(), value_steps=30, stop=stop, target=0.9)
+    return _paired(small.toy_language(), small.toy_language_ppo(), value_steps=30, stop=stop, target=0.9)
 
 
-def _smollm2() -> Rung:
-    config = recipes.smollm2_135m()
+def _smollm2() -> RunPair:
+    config = small.smollm2_135m()
     stop = ValuePretraining(patience=8)
-    return _pair(config, recipes.ppo_twin(config), value_steps=20, stop=stop, target=0.8, shape="Qwen2.5-0.5B")
+    rival = small.ppo_twin(config, f"{config.recipe}-ppo")
+    return _paired(config, rival, value_steps=20, stop=stop, target=0.8, shape="Qwen2.5-0.5B")
 
 
-def _qwen(size: str, shape: str, target: float) -> Rung:
-    config, rival = ladder.LADDER[f"qwen2.5-{size}-tppo"](), ladder.LADDER[f"qwen2.5-{size}-ppo"]()
+def _qwen(size: str, shape: str, target: float) -> RunPair:
+    config, rival = RECIPES[f"qwen2.5-{size}-tppo"](), RECIPES[f"qwen2.5-{size}-ppo"]()
     # 50 steps as in VAPO; that they may end earlier is our choice.
-    return _pair(config, rival, value_steps=50, stop=ValuePretraining(patience=15), target=target, shape=shape)
+    return _paired(config, rival, value_steps=50, stop=ValuePretraining(patience=15), target=target, shape=shape)
 
 
-RUNGS = {
+SIZES = {
     "toy": _toy,
     "smollm2": _smollm2,
     "0.5b": lambda: _qwen("0.5b", "Qwen2.5-0.5B", 0.01),
@@ -156,7 +160,7 @@ RUNGS = {
 }
 
 
-def _tiny(full: Rung) -> Rung:
+def _tiny(full: RunPair) -> RunPair:
     """The same code path in seconds. Nothing depends on the number of ranks: a run may go on with another."""
     changes: dict[str, Any] = {
         "rollout__slots": 16, "rollout__group_size": 2, "rollout__max_response_tokens": 24,
@@ -185,4 +189,4 @@ def _tiny(full: Rung) -> Rung:
     value = full.value.with_values(
         **changes, steps=2, evaluation=quiet, algorithm__explained_variance=None, algorithm__patience=None
     )
-    return Rung(runs[0], runs[1], value, full.target, full.shape, dry_run=True)
+    return RunPair(runs[0], runs[1], value, full.target, full.shape, dry_run=True)

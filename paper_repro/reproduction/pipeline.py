@@ -46,15 +46,17 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """name: of its folder. inputs: everything that decides what comes out, as JSON; called on rank 0. work: called with
-    the folder on every rank, returns what done.json keeps; it may find its own half-done work there and goes on.
-    cheap: with other inputs it is done again instead of refused.
-    """
+    """One piece of the work."""
 
     name: str
+    """Of its folder."""
     inputs: Callable[[], Mapping[str, Any]]
+    """Everything that decides what comes out, as JSON; called on rank 0."""
     work: Callable[[Path], Mapping[str, Any]]
+    """Called with the folder on every rank, returns what done.json keeps. Where it finds its own half-done work in the
+    folder, it goes on from there."""
     cheap: bool = False
+    """With other inputs it is done again instead of refused."""
 
 
 def run_stage(stage: Stage, out: Path, ranks: Ranks) -> bool:

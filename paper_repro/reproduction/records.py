@@ -21,17 +21,20 @@ from tppo.runs.folder import read_metrics
 
 @dataclass(frozen=True)
 class Point:
-    """One held-out evaluation. step: steps done. seconds: of training. tokens: generated in training so far.
-    rate: share of problems solved. error: its standard error over problems, None where there is only one problem.
-    problems: in the evaluation.
-    """
+    """One held-out evaluation."""
 
     step: int
+    """Steps done."""
     seconds: float
+    """Training time so far [s]."""
     tokens: int
+    """Generated in training so far."""
     rate: float
+    """Share of problems solved."""
     error: float | None
+    """Its standard error over problems, None where there is only one problem."""
     problems: int
+    """Problems in the evaluation."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -45,20 +48,22 @@ class Point:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run. group: runs that differ by the seed alone share it. rows: lines of metrics.jsonl, at least one.
-    points: evaluations in order of steps, at least one. leaves: the configuration, dotted names to values. mark: tells
-    runs of equal configuration and seed apart.
-    """
+    """One run, read back from its folder."""
 
     folder: Path
     recipe: str
     algorithm: str
     seed: int
     rows: tuple[dict[str, Any], ...]
+    """Lines of metrics.jsonl, at least one."""
     points: tuple[Point, ...]
+    """Evaluations in order of steps, at least one."""
     leaves: dict[str, Any] = field(repr=False)
+    """The configuration, dotted names to values."""
     group: str = ""
+    """Shared by runs that differ by the seed alone."""
     mark: str = ""
+    """Tells runs of equal configuration and seed apart."""
 
     @property
     def label(self) -> str:

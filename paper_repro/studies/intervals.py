@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from tppo.evaluation.scores import student_quantile
+
 
 class Interval(NamedTuple):
     """A mean and its confidence interval."""
@@ -64,28 +66,5 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     if array.ndim != 1 or len(array) < 2:
         raise ValueError(f"values: found shape {array.shape}; expected at least two numbers; run more seeds.")
     mean = float(array.mean())
-    half = t_quantile(0.5 + level / 2, len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+    half = student_quantile(len(array) - 1, 0.5 + level / 2) * float(array.std(ddof=1)) / math.sqrt(len(array))
     return Interval(mean, mean - half, mean + half)
-
-
-def t_quantile(level: float, degrees: int) -> float:
-    """Quantile of Student's t above the median, by bisection of its integrated density.
-
-    >>> round(t_quantile(0.975, 4), 4), round(t_quantile(0.975, 1000), 3)
-    (2.7764, 1.962)
-    """
-    if not 0.5 <= level < 1.0 or degrees < 1:
-        raise ValueError(f"level, degrees: found {level}, {degrees}; expected 0.5 <= level < 1 and at least 1.")
-    log_norm = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2) - 0.5 * math.log(degrees * math.pi)
-    # x = sqrt(n) tan(a) turns the density into a power of a cosine over a finite interval.
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-
-    def upper(angle: float) -> float:
-        cosines = np.cos(0.5 * angle * (nodes + 1.0))
-        return 0.5 * angle * float(weights @ cosines ** (degrees - 1)) * math.exp(log_norm) * math.sqrt(degrees)
-
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if upper(middle) < level - 0.5 else (low, middle)
-    return math.sqrt(degrees) * math.tan(low)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from paper_repro.models.known import SMOLLM2, model_folder, model_shape
 from paper_repro.tasks.word_problems import WordProblems
 from tppo.config.run import ModelShape, RunConfig, TaskConfig
-from tppo.data.problems import PromptStream, check_overlap, load_problems, to_prompts
-from tppo.data.sources import SLOT, DataSource, Policy, aime_2024, dapo_math_17k
+from tppo.data.catalogue import aime_2024, dapo_math_17k
+from tppo.data.problems import check_overlap, load_problems
+from tppo.data.prompts import PromptStream, to_prompts
+from tppo.data.sources import SLOT, DataSource, OnBadRow
 from tppo.data.workload import Workload
 from tppo.errors import ConfigError
 from tppo.ranges import Range
@@ -24,7 +26,7 @@ from tppo.types import Prompt
 if TYPE_CHECKING:
     from tppo.data.problems import Problem
 
-Encoder = Callable[[Sequence["Problem"], str, Policy], list[Prompt]]
+Encoder = Callable[[Sequence["Problem"], str, OnBadRow], list[Prompt]]
 """(problems, prompt template, what to do about overlong ones) to prompts."""
 Prompts = Callable[[int], Prompt]
 
@@ -56,33 +58,21 @@ class PretrainedTask(TaskConfig):
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
         from tppo.grading.mathematics import MathReward
         from tppo.models.base import PolicyModel
-        from tppo.models.folder import (
-            chat_text,
-            context_length,
-            critic_of,
-            end_tokens,
-            export,
-            fill,
-            load_tokenizer,
-            policy_of,
-        )
+        from tppo.models.chat import ChatTokenizer
+        from tppo.models.folder import context_length, critic_of, export, fill, policy_of
 
         folder = ranks.main_first(lambda: model_folder(self.model))
-        tokenizer = load_tokenizer(folder)
+        before = [("system", self.system)] if self.system else []
+        if self.example_question:
+            before += [("user", self.example_question), ("assistant", self.example_answer)]
+        chat = ChatTokenizer(folder, before)
         self._check_room(config, context_length(folder))
 
-        def chat(question: str) -> str:
-            turns = [("system", self.system)] if self.system else []
-            if self.example_question:
-                turns += [("user", self.example_question), ("assistant", self.example_answer)]
-            return chat_text(tokenizer, [*turns, ("user", question)])
-
-        def encode(problems: Sequence[Problem], template: str, on_overlong: Policy) -> list[Prompt]:
+        def encode(problems: Sequence[Problem], template: str, on_overlong: OnBadRow) -> list[Prompt]:
             return to_prompts(
                 problems,
-                lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+                chat.encode,
                 template=template,
-                chat=chat,
                 max_prompt_tokens=self.max_prompt_tokens,
                 on_overlong=on_overlong,
             ).prompts
@@ -90,13 +80,10 @@ class PretrainedTask(TaskConfig):
         prompts, held_out, truths = self.problems(config, encode, ranks)
         reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
 
-        def decode(tokens: Sequence[int]) -> str:
-            return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
         def save(policy: PolicyModel, folder: Path) -> None:
             export(policy, folder, ranks)
             if ranks.main:
-                tokenizer.save_pretrained(folder)
+                chat.tokenizer.save_pretrained(folder)
 
         def report(policy: PolicyModel) -> dict[str, Any]:
             of_ranks = ranks.gather((reward.counts, reward.slowest))
@@ -110,8 +97,8 @@ class PretrainedTask(TaskConfig):
             prompts=prompts,
             held_out=held_out,
             reward=reward,
-            decode=decode,
-            stop_ids=end_tokens(folder, tokenizer),
+            decode=chat.decode,
+            stop_ids=chat.stop_ids,
             save=save,
             load=fill,
             report=report,
@@ -175,9 +162,9 @@ class MathDataTask(PretrainedTask):
     """Training problems."""
     held_out: DataSource = field(default_factory=lambda: aime_2024("data/aime-2024.parquet"))
     """Evaluation problems; ``evaluation.problems`` may ask for no more than there are."""
-    on_overlap: Policy = "error"
+    on_overlap: OnBadRow = "error"
     """A training problem that is also an evaluation problem."""
-    on_overlong: Policy = "drop"
+    on_overlong: OnBadRow = "drop"
     """A training prompt longer than ``max_prompt_tokens``; in the evaluation that is always an error."""
 
     def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:

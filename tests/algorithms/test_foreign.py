@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REINFORCE = '''
-"""REINFORCE with the mean of the group as baseline."""
+"""-A log pi, A = R - mean of the group."""
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -22,7 +22,7 @@ from tppo.maths.groups import group_mean
 
 @dataclass(frozen=True)
 class Reinforce(Algorithm):
-    """-A log pi, A = R - mean of the group."""
+    """REINFORCE with the mean of the group as baseline."""
     name: ClassVar[str] = "reinforce"
     scale: Annotated[float, Range(0, above=True)] = 1.0
     """Of the advantage."""
@@ -38,6 +38,7 @@ class Reinforce(Algorithm):
         )
 '''
 TOY = [
+    "--algorithm.window", "3",
     "--rollout.slots", "16", "--rollout.max-response-tokens", "48", "--policy.mini-batch", "16",
     "--evaluation.problems", "16", "--evaluation.every", "0", "--compute.micro-batch-tokens", "512",
     "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",

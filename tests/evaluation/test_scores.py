@@ -216,7 +216,9 @@ def test_a_right_sample_has_an_answer() -> None:
 def test_quantiles_and_intervals_agree_with_scipy() -> None:
     for freedom in (1, 2, 3, 4, 7, 29, 30, 499, 1318, 5001):
         tolerance = 5e-4 if freedom > 5000 else 1e-9
-        assert student_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=tolerance)
+        for level in (0.6, 0.95, 0.975, 0.995):
+            assert student_quantile(freedom, level) == pytest.approx(stats.t.ppf(level, freedom), rel=tolerance)
+        assert student_quantile(freedom) == student_quantile(freedom, 0.975)
     for right, trials in ((0, 30), (1, 2), (7, 60), (60, 60)):
         expected = stats.binomtest(right, trials).proportion_ci(method="wilson")
         assert wilson(right / trials, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)

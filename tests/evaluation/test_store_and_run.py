@@ -14,9 +14,10 @@ import pytest
 
 from tppo.engines.sampling import uniforms
 from tppo.errors import ConfigError, DataError
+from tppo.evaluation.figure import draw_report
 from tppo.evaluation.report import read_correct, report_on, write_report
 from tppo.evaluation.run import EvalSettings, sample_responses
-from tppo.evaluation.store import EvalFolder, Generation, check_folder, read_generations
+from tppo.evaluation.store import EvalFolder, Generation, check_evaluation_folder, read_generations
 from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
 
 STOP = frozenset({0})
@@ -186,7 +187,7 @@ def test_other_settings_are_refused_with_the_fields_that_differ(tmp_path: Path) 
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     other = {"settings": {"k": 4, "seed": 4, "top_p": 0.7}, "data": {"problems": 5, "path": "elsewhere"}}
     with pytest.raises(ConfigError) as caught:
-        check_folder(tmp_path / "run", other)
+        check_evaluation_folder(tmp_path / "run", other)
     assert "settings.seed was 3, now 4; settings.top_p was None, now 0.7" in str(caught.value)
     assert "path" not in str(caught.value)  # the same content may lie elsewhere
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
@@ -196,13 +197,13 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="an empty folder or one with an evaluation"):
-        check_folder(tmp_path / "full", MANIFEST)
+        check_evaluation_folder(tmp_path / "full", MANIFEST)
     with pytest.raises(ConfigError, match=r"out = .*expected a folder"):
-        check_folder(tmp_path / "full/notes.txt", MANIFEST)
+        check_evaluation_folder(tmp_path / "full/notes.txt", MANIFEST)
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/eval.json").write_text("{")
     with pytest.raises(ConfigError, match=r"a readable eval\.json"):
-        check_folder(tmp_path / "bad", MANIFEST)
+        check_evaluation_folder(tmp_path / "bad", MANIFEST)
 
 
 def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
@@ -235,7 +236,8 @@ def test_files_of_a_report(tmp_path: Path) -> None:
     rows = sample(tmp_path / "run", NumbersEngine())
     report = report_on("set", PROMPTS, rows)
     with EvalFolder(tmp_path / "run", MANIFEST, {}) as folder:
-        write_report(folder, report, rows, 9)
+        write_report(folder, report)
+    draw_report(report, rows, 9, tmp_path / "run/figure.png")
     scores = json.loads((tmp_path / "run/scores.json").read_text())
     assert list(scores["scores"]) == ["avg@4", "pass@2", "pass@4", "maj@2", "maj@4"]
     rates = [sum(g.correct for g in row) / 4 for row in rows]
@@ -261,7 +263,8 @@ def test_one_sample_and_one_problem_can_be_reported(tmp_path: Path) -> None:
     assert "from one problem" in one_problem.table()
     for name, report, some in (("a", one_sample, [row[:1] for row in rows]), ("b", one_problem, rows[:1])):
         with EvalFolder(tmp_path / name, MANIFEST, {}) as folder:
-            write_report(folder, report, some, 9)
+            write_report(folder, report)
+        draw_report(report, some, 9, tmp_path / name / "figure.png")
         assert "NaN" not in (tmp_path / name / "scores.json").read_text()
 
 

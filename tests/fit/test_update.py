@@ -155,8 +155,10 @@ def test_micro_batches_do_not_change_the_gradient() -> None:
         assert torch.allclose(small[name], large[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("imitate", "poison"), [(0.0, float("nan")), (0.1, 3.0)])
-def test_earlier_windows_and_dropped_tokens_train_nothing(imitate: float, poison: float) -> None:
+@pytest.mark.parametrize(
+    ("imitate", "cap", "poison"), [(0.0, 2.0, float("nan")), (0.1, None, float("nan")), (0.1, 2.0, 3.0)]
+)
+def test_earlier_windows_and_dropped_tokens_train_nothing(imitate: float, cap: float | None, poison: float) -> None:
     """Only kept tokens enter: poison everything else. Another term may call the model on these tokens."""
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64))
     batch = Batch.of(mixed_responses())
@@ -164,7 +166,7 @@ def test_earlier_windows_and_dropped_tokens_train_nothing(imitate: float, poison
     keep[batch.offsets[1:-1] - 1] = False
     old, _ = COLD.logprobs(policy, batch, keep)
     advantages = torch.ones(len(keep), dtype=torch.float64)
-    terms = (clipped(clip_low=0.2, clip_high=0.28, importance_cap=2.0), *([imitate_positives(imitate)] * bool(imitate)))
+    terms = (clipped(clip_low=0.2, clip_high=0.28, importance_cap=cap), *([imitate_positives(imitate)] * bool(imitate)))
     results = []
     for bad in (0.0, poison):
         model = copy.deepcopy(policy)

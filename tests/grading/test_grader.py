@@ -12,6 +12,7 @@ import pytest
 from tests.support.helpers import response, small_token_mdp
 from tppo.errors import RewardError
 from tppo.grading.grader import Grader
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
 from tppo.types import Continuation, Prompt, Status
 
@@ -28,7 +29,7 @@ def test_a_response_is_handed_in_when_its_last_token_is_there() -> None:
         seen[prompt.id] = text
         return float(len(text.split()))
 
-    grader = Grader(reward, decode, seconds=5)
+    grader = Grader(reward, decode, seconds=5, ranks=Ranks())
     rows = [response(uid, [7, 8], status=Status.UNFINISHED) for uid in range(3)]
     done = grader.ahead(rows, cap=4)
     done(Continuation(0, (1,), (-1.0,), stopped=True))
@@ -59,7 +60,7 @@ def test_grading_overlaps_generation() -> None:
         judged.set()
         return score
 
-    trainer.grader = Grader(reward, trainer.workload.decode, seconds=5)
+    trainer.grader = Grader(reward, trainer.workload.decode, seconds=5, ranks=Ranks())
     generate = trainer.engine.generate
     waited: list[bool] = []
 
@@ -84,7 +85,7 @@ def test_an_engine_that_never_reports_early_changes_nothing() -> None:
     generate = two.engine.generate
     two.engine.generate = lambda requests, sampling, done: generate(requests, sampling)  # type: ignore[method-assign]
     for _ in range(4):
-        a, b = one.step(), two.step()
+        a, b = one.step().metrics, two.step().metrics
         assert {k: v for k, v in a.items() if "second" not in k} == {k: v for k, v in b.items() if "second" not in k}
 
 
@@ -99,7 +100,7 @@ def test_a_reward_with_workers_of_its_own() -> None:
             return future
 
     rows = [response(0, [1], reward=None), response(1, [2], reward=None)]
-    Grader(Workers(), decode, seconds=5).grade(rows)
+    Grader(Workers(), decode, seconds=5, ranks=Ranks()).grade(rows)
     assert [row.reward for row in rows] == [0.25, 0.25]
 
 
@@ -109,12 +110,12 @@ def test_what_stops_a_run_names_the_response() -> None:
 
     for reward, match in [(broken, "prompt 'p3', response 3: KeyError"), (lambda p, t: float("nan"), "'p3'.*is nan")]:
         with pytest.raises(RewardError, match=match):
-            Grader(reward, decode, seconds=5).grade([response(3, [1], reward=None)])
+            Grader(reward, decode, seconds=5, ranks=Ranks()).grade([response(3, [1], reward=None)])
 
 
 def test_a_reward_that_never_returns_stops_the_run() -> None:
     forever = threading.Event()
-    grader = Grader(lambda p, t: float(forever.wait(60)), decode, seconds=0.05)
+    grader = Grader(lambda p, t: float(forever.wait(60)), decode, seconds=0.05, ranks=Ranks())
     with pytest.raises(RewardError, match=r"no verdict in 0\.05 s.*'p4', response 4"):
         grader.grade([response(4, [1], reward=None)])
     forever.set()
@@ -122,7 +123,7 @@ def test_a_reward_that_never_returns_stops_the_run() -> None:
 
 def test_slow_rewards_may_take_their_time_together() -> None:
     """The limit is on silence, not on the sum."""
-    grader = Grader(lambda p, t: time.sleep(0.03) or 1.0, decode, seconds=0.3)
+    grader = Grader(lambda p, t: time.sleep(0.03) or 1.0, decode, seconds=0.3, ranks=Ranks())
     rows = [response(uid, [1], reward=None) for uid in range(15)]
     grader.grade(rows)
     assert all(row.reward == 1.0 for row in rows)

@@ -3,62 +3,45 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
-from tppo.algorithms.estimate import Estimate, value_targets
 
-from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal, tiny_lm
-from tppo.algorithms.base import Algorithm, PolicyLoss, ValueTarget
-from tppo.config.run import Compute, Optimizer
+from tests.support.helpers import mixed_responses, response, small_token_mdp, states_equal, tiny_lm, trainer_with
+from tppo.algorithms import PPO
+from tppo.algorithms.auxiliaries.critic import Critic, CriticOptions
+from tppo.algorithms.parts.terms import clipped, imitate_positives
+from tppo.config.registry import with_algorithm
+from tppo.engines.base import Wrapped
 from tppo.errors import EngineError, NonFiniteError
 from tppo.fit.optim import ModelOptimizer
-from tppo.fit.update import update_critic, update_policy
-from tppo.models.call import logprobs_of, values_of
+from tppo.fit.options import Optimizer
+from tppo.fit.update import critic_now, policy_now, update
+from tppo.models.call import Call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
-from tppo.types import Batch
+from tppo.types import Batch, Continuation
 
-CPU = Compute()
-
-
-def capture(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Arguments of every call of a function that the trainer uses."""
-    import tppo.loop.trainer
-
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    inner = getattr(tppo.loop.trainer, name)
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        calls.append((args, kwargs))
-        return inner(*args, **kwargs)
-
-    monkeypatch.setattr(f"tppo.loop.trainer.{name}", spy)
-    return calls
+CALL = Call(Ranks())
 
 
 def test_windows_do_not_change_what_a_response_says() -> None:
     """Frozen policy: every response of a run with windows of 4 equals that of a run without windows."""
 
-    def texts(window: int) -> dict[int, list[int]]:
-        config = small_token_mdp(policy__lr=0.0, algorithm__schedule__window=window)
+    def texts(config: Any) -> dict[int, list[int]]:
         trainer = build_trainer(config)
         done: dict[int, list[int]] = {}
-        retire = trainer.window.retire
-
-        def keep() -> Any:
-            out = retire()
-            done.update({r.uid: list(r.tokens) for r in out})
-            return out
-
-        trainer.window.retire = keep  # type: ignore[method-assign]
         for _ in range(12):
-            trainer.step()
+            done.update({r.uid: list(r.tokens) for r in trainer.step().responses if r.status.finished})
         return done
 
-    cut, whole = texts(4), texts(24)
+    config = small_token_mdp(policy__lr=0.0)
+    cut, long = texts(config.with_values(algorithm__window=4)), texts(config.with_values(algorithm__window=24))
+    whole = texts(with_algorithm(config, PPO))
+    assert long == whole
     shared = set(cut) & set(whole)
     assert any(len(cut[uid]) > 8 for uid in shared)
     assert all(cut[uid] == whole[uid] for uid in shared)
@@ -70,75 +53,76 @@ def test_one_temperature_everywhere(temperature: float) -> None:
     config = small_token_mdp(rollout__temperature=temperature, policy__mini_batch=64)
     trainer = build_trainer(config)
     for _ in range(3):
-        m = trainer.step()
-    assert m["engine_gap_max"] < 1e-5
-    assert m["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
-    assert m["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+        step = trainer.step()
+    keep = step.columns["train"]
+    assert torch.allclose(step.columns["old"][keep], step.columns["behaviour"][keep], rtol=0, atol=1e-5)
+    assert step.metrics["engine_gap_max"] < 1e-5
+    assert step.metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
+    assert step.metrics["ratio_max"] == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("choice", ["recompute", "stored"])
-def test_clip_centre_of_the_critic(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clip_centre_of_the_critic(choice: str) -> None:
     """Values of earlier windows: of the critic as it stands, or as they were when sampled."""
-    calls = capture(monkeypatch, "update_critic")
-    config = small_token_mdp(algorithm__value_target__old_values=choice, algorithm__schedule__window=4)
+    config = small_token_mdp(algorithm__critic__old_values=choice, algorithm__window=4)
     trainer = build_trainer(config)
     sampled: dict[tuple[int, int], float] = {}
     differences = 0
     for _ in range(8):
-        before = copy.deepcopy(trainer.critic)
-        trainer.step()
-        batch: Batch = calls[-1][0][2]
-        old = calls[-1][1]["old_values_N"]
-        everything = torch.ones_like(batch.window_N)
-        now, _ = values_of(before, batch, everything, ~batch.finished_S, max_tokens=9999)
+        before = copy.deepcopy(trainer.networks.models["critic"])
+        step = trainer.step()
+        batch, old, stored = step.batch, step.columns["values"], step.columns["stored_values"]
+        now, cut = trainer.call.values(before, batch, torch.ones_like(batch.window_N), ~batch.finished_S)  # type: ignore
+        assert torch.equal(step.columns["cut_values"], cut)
         for n, row in enumerate(batch.row_N.tolist()):
             key = (batch.uids_S[row], n - int(batch.offsets[row]))
             if batch.window_N[n]:
                 sampled[key] = float(now[n])
+            assert float(stored[n]) == sampled[key]
             if batch.finished_S[row]:
                 assert float(old[n]) == (float(now[n]) if choice == "recompute" else sampled[key])
                 differences += sampled[key] != float(now[n])
     assert differences  # the two choices could be told apart
 
 
-def test_lambda_sees_the_window_and_the_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_token_mdp(
-        algorithm__advantage__lam_min=0.0, algorithm__advantage__lam_alpha=0.5, algorithm__schedule__window=20
-    )
-    calls = capture(monkeypatch, "update_policy")
+def test_lambda_sees_the_window_and_the_cap() -> None:
+    config = small_token_mdp(algorithm__lam=0.0, algorithm__lam_alpha=0.5, algorithm__window=20)
     trainer = build_trainer(config)
     seen = set()
     for _ in range(6):
-        trainer.step()
-        if not calls:
-            continue
-        batch, estimate = calls[-1][0][2], calls[-1][0][3]
-        for i, length in enumerate(batch.lengths_S.tolist()):
-            done = bool(batch.finished_S[i])
+        step = trainer.step()
+        for i, length in enumerate(step.batch.lengths_S.tolist()):
+            done = bool(step.batch.finished_S[i])
             expected = length if done else min(length + 10, 24)
-            assert float(estimate.lam_S[i]) == pytest.approx(max(0.0, 1 - 1 / (0.5 * expected)))
+            assert float(step.columns["lambda"][i]) == pytest.approx(max(0.0, 1 - 1 / (0.5 * expected)))
             seen.add(done)
     assert seen == {True, False}
 
 
 def test_the_reference_policy_stays_where_it_was() -> None:
-    trainer = build_trainer(small_token_mdp(algorithm__policy_loss__kl_coef=0.1))
-    start = copy.deepcopy(trainer.policy_module)
+    trainer = build_trainer(small_token_mdp(algorithm__kl=0.1))
+    start = copy.deepcopy(trainer.policy)
     for _ in range(4):
-        trainer.step()
-    assert isinstance(trainer.reference, torch.nn.Module)
-    assert states_equal(trainer.reference, start)
-    assert not states_equal(trainer.policy_module, start)
+        step = trainer.step()
+    assert states_equal(trainer.networks.models["reference"], start)
+    assert not states_equal(trainer.policy, start)
+    assert trainer.networks.optimizers.keys() == {"policy", "critic"}
+    expected, _ = trainer.call.logprobs(start, step.batch, step.columns["train"])
+    assert torch.equal(step.columns["reference"], expected)
+
+
+def targets(batch: Batch, values_N: torch.Tensor, *, gamma: float = 1.0, lam: float = 1.0) -> torch.Tensor:
+    critic = Critic(CriticOptions(lam=lam), gamma)
+    return critic.targets(batch, {"rewards": batch.rewards_N, "values": values_N})
 
 
 def test_targets_are_discounted() -> None:
     batch = Batch.of([response(0, [1, 2, 3], reward=2.0)])
-    algorithm = replace(Algorithm(), advantage=replace(Algorithm().advantage, gamma=0.5))
     # Monte-Carlo, 2 on the last token: 2 * 0.25, 2 * 0.5, 2.
-    assert value_targets(algorithm, batch, torch.zeros(3)).tolist() == [0.5, 1.0, 2.0]
+    assert targets(batch, torch.zeros(3), gamma=0.5).tolist() == [0.5, 1.0, 2.0]
     # lambda 0: r + gamma V_next.
-    td = replace(algorithm, value_target=ValueTarget(lam=0.0))
-    assert value_targets(td, batch, torch.tensor([0.1, 0.4, 0.8])).tolist() == pytest.approx([0.2, 0.4, 2.0])
+    td = targets(batch, torch.tensor([0.1, 0.4, 0.8]), gamma=0.5, lam=0.0)
+    assert td.tolist() == pytest.approx([0.2, 0.4, 2.0])
 
 
 class Recorder(ModelOptimizer):
@@ -146,7 +130,7 @@ class Recorder(ModelOptimizer):
 
     gradients: list[dict[str, torch.Tensor]]
 
-    def step(self, *, name: str, step: int) -> float:
+    def step(self, *, name: str) -> float:
         self.__dict__.setdefault("gradients", []).append(
             {n: p.grad.clone() for n, p in self.named if p.grad is not None}
         )
@@ -163,28 +147,25 @@ def test_each_mini_batch_is_its_own_mean(aggregation: Any) -> None:
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64))
     critic = TransformerCritic(tiny_lm(dtype=torch.float64).base_model).double()
     torch.nn.init.normal_(critic.head.weight, std=0.1)
+    policy_terms = (clipped(clip_low=0.2, clip_high=0.28, aggregation=aggregation), imitate_positives(0.1))
+    critic_terms = Critic(CriticOptions(aggregation=aggregation)).terms()
 
     def gradients(part: list[Any], size: int, which: str) -> list[dict[str, torch.Tensor]]:
         batch = Batch.of(part)
         model: Any = policy if which == "policy" else critic
         recorder = Recorder(model, Optimizer(mini_batch=size))
+        columns = {"train": batch.window_N}
         if which == "policy":
-            old, _ = logprobs_of(policy, batch, batch.window_N, temperature=1.0, max_tokens=999, chunk=999)
-            advantages = batch.tokens_N.double()  # a function of the token, so parts agree with the whole
-            update_policy(
-                policy, recorder, batch,
-                Estimate(advantages, advantages, batch.window_N, torch.ones(len(part))), old_logprobs_N=old,
-                reference_N=None, loss=PolicyLoss(aggregation=aggregation), temperature=1.0, compute=CPU, step=0,
-                seed=0,
-            )  # fmt: skip
+            columns["old"], _ = CALL.logprobs(policy, batch, batch.window_N)
+            columns["advantages"] = batch.tokens_N.double()  # a function of the token, so parts agree with the whole
         else:
-            zeros = torch.zeros(len(batch.tokens_N), dtype=torch.float64)
-            update_critic(
-                critic, recorder, batch, returns_N=value_targets(Algorithm(), batch, zeros), old_values_N=zeros,
-                loss=ValueTarget(aggregation=aggregation), compute=CPU, step=0, seed=0,
-            )  # fmt: skip
-        for p in model.parameters():
-            p.grad = None
+            columns["values"] = torch.zeros(len(batch.tokens_N), dtype=torch.float64)
+            columns["returns"] = targets(batch, columns["values"])
+        update(
+            model, recorder, batch, policy_terms if which == "policy" else critic_terms, columns, call=CALL,
+            now=policy_now if which == "policy" else critic_now, name=which, key=(0, 0),
+        )  # fmt: skip
+        assert all(p.grad is None for p in model.parameters())
         return recorder.gradients
 
     for which in ("policy", "critic"):
@@ -207,7 +188,7 @@ def test_warm_up_and_weight_decay_of_the_optimizer() -> None:
             p.grad = torch.zeros_like(p)
         before = {n: p.detach().clone() for n, p in module.named_parameters()}
         rates.append(optimizer.adamw.param_groups[0]["lr"])
-        optimizer.step(name="model", step=0)
+        optimizer.step(name="model")
         for n, p in module.named_parameters():  # zero gradient: only decay moves a weight, and only matrices decay
             shrink = 1 - rates[-1] * 0.5 if p.ndim > 1 else 1.0
             assert torch.allclose(p, before[n] * shrink), n
@@ -218,7 +199,7 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     module = torch.nn.Linear(4, 1, bias=False)
     optimizer = ModelOptimizer(module, Optimizer(lr=0.0, grad_clip=1.0))
     module.weight.grad = torch.full_like(module.weight, 3.0)
-    assert optimizer.step(name="model", step=0) == pytest.approx(6.0)  # sqrt(4 * 9), before clipping
+    assert optimizer.step(name="model") == pytest.approx(6.0)  # sqrt(4 * 9), before clipping
     assert float(module.weight.grad.norm()) == pytest.approx(1.0, abs=1e-4)
 
 
@@ -232,14 +213,42 @@ def test_the_weight_with_the_bad_gradient_is_named(limit: float | None, bad: flo
     assert module[1].weight.grad is not None
     module[1].weight.grad[0, 0] = bad
     with pytest.raises(NonFiniteError, match=r"gradient of critic weight 1\.weight has 1"):
-        optimizer.step(name="critic", step=0)
+        optimizer.step(name="critic")
+
+
+class Forgetful(Wrapped):
+    """Takes the weights of the first load only."""
+
+    def load_policy(self, named_tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
+        if version == 0:
+            super().load_policy(named_tensors, version)
 
 
 def test_a_stale_engine_is_caught_by_the_loop() -> None:
     """An engine that forgets a load is stopped at the next one."""
-    trainer = build_trainer(small_token_mdp(algorithm__value_target__warmup_steps=0, policy__lr=0.5))
-    load = trainer.engine.load_policy
-    trainer.engine.load_policy = lambda weights, version: load(weights, version) if version == 0 else None  # type: ignore[method-assign]
+    trainer = trainer_with(small_token_mdp(algorithm__warmup_steps=0, policy__lr=0.5), Forgetful)
     trainer.step()
     with pytest.raises(EngineError, match=r"after loading policy version 1 .* stale"):
         trainer.step()
+
+
+class Talkative(Wrapped):
+    """Has something to say, and notes when it is asked."""
+
+    def __init__(self, engine: Any) -> None:
+        super().__init__(engine)
+        self.asked: list[str] = []
+
+    def generate(self, requests: Any, sampling: Any, done: Any = None) -> list[Continuation]:
+        self.asked.append("generate")
+        return super().generate(requests, sampling, done)
+
+    def metrics(self) -> dict[str, float]:
+        self.asked.append("metrics")
+        return {"generate_idle": 0.25}
+
+
+def test_what_the_engine_says_of_its_last_call_is_among_the_metrics() -> None:
+    trainer = trainer_with(small_token_mdp(), Talkative)
+    assert trainer.step().metrics["generate_idle"] == 0.25
+    assert trainer.engine.asked == ["generate", "metrics"]  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import reference
 from tests.support.ragged_cases import UNIT, Ragged, flat, ragged
 from tppo.maths.advantages import gae, length_adaptive_lambda
-from tppo.maths.values import discounted_returns, lambda_returns
+from tppo.maths.values import discounted_returns, explained_variance, lambda_returns
 
 few = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -125,3 +125,15 @@ def test_length_adaptive_lambda_refuses(change, message) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         length_adaptive_lambda(**{**arguments, **change})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_explained_variance_agrees_with_the_formula(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets, values = rng.normal(size=50), rng.normal(size=50)
+    found = explained_variance(torch.from_numpy(values), torch.from_numpy(targets))
+    assert found == pytest.approx(reference.explained_variance(values, targets), rel=1e-12)
+    exact = explained_variance(torch.from_numpy(targets + 3.0), torch.from_numpy(targets))
+    assert exact == pytest.approx(1.0)  # a constant error is no variance
+    assert explained_variance(torch.zeros(3), torch.ones(3)) is None
+    assert explained_variance(torch.zeros(1), torch.ones(1)) is None

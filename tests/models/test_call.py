@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.helpers import mixed_responses, tiny_lm
-from tppo.models.call import hidden_at, logprobs_of, micro_batches, token_scores, values_of
+from tppo.models.call import Call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.types import Batch
 
 KINDS = [("qwen2", True), ("qwen3", False), ("llama", False)]
@@ -25,7 +26,8 @@ def batch_and_need(seed: int = 0) -> tuple[Batch, torch.Tensor]:
 def test_logprobs_equal_one_row_at_a_time(kind: str, tied: bool, temperature: float) -> None:
     model = tiny_lm(kind, tied=tied, dtype=torch.float64)
     batch, need = batch_and_need()
-    got, entropy = logprobs_of(TransformerPolicy(model), batch, need, temperature=temperature, max_tokens=40, chunk=5)
+    call = Call(Ranks(), temperature, micro_batch_tokens=40, logit_chunk_tokens=5)
+    got, entropy = call.logprobs(TransformerPolicy(model), batch, need)
     for i, ids in enumerate(batch.sequences):
         first, end, prompt = int(batch.offsets[i]), int(batch.offsets[i + 1]), int(batch.prompt_lengths_S[i])
         with torch.no_grad():
@@ -43,7 +45,7 @@ def test_values_and_the_value_behind_the_last_token() -> None:
     torch.nn.init.normal_(critic.head.weight)
     batch, need = batch_and_need(1)
     wants = ~batch.finished_S
-    values, cut = values_of(critic, batch, need, wants, max_tokens=33)
+    values, cut = Call(Ranks(), micro_batch_tokens=33).values(critic, batch, need, wants)
     for i, ids in enumerate(batch.sequences):
         first, prompt, length = int(batch.offsets[i]), int(batch.prompt_lengths_S[i]), int(batch.lengths_S[i])
         with torch.no_grad():
@@ -56,7 +58,8 @@ def test_values_and_the_value_behind_the_last_token() -> None:
 
 def test_a_new_critic_is_zero_everywhere() -> None:
     batch, need = batch_and_need()
-    values, cut = values_of(TransformerCritic(tiny_lm().base_model), batch, need, ~batch.finished_S, max_tokens=64)
+    critic = TransformerCritic(tiny_lm().base_model)
+    values, cut = Call(Ranks(), micro_batch_tokens=64).values(critic, batch, need, ~batch.finished_S)
     assert not values.any()
     assert not cut.any()
 
@@ -78,7 +81,7 @@ def test_the_output_layer_sees_needed_tokens_only() -> None:
     """The promise 'no logits for tokens that train nothing', counted."""
     batch, need = batch_and_need()
     with RowsOfLogits() as rows:
-        logprobs_of(TransformerPolicy(tiny_lm()), batch, need, temperature=1.0, max_tokens=64, chunk=4)
+        Call(Ranks(), micro_batch_tokens=64, logit_chunk_tokens=4).logprobs(TransformerPolicy(tiny_lm()), batch, need)
     assert sum(rows.seen) == int(need.sum())
     assert max(rows.seen) == 4
 
@@ -87,7 +90,7 @@ def test_rows_without_need_are_skipped_and_tails_are_cut() -> None:
     batch, _ = batch_and_need()
     need = torch.zeros(len(batch.tokens_N), dtype=torch.bool)
     need[batch.offsets[2] + 1] = True
-    [micro] = micro_batches(batch, need, range(batch.num_responses), max_tokens=1000)
+    [micro] = Call(Ranks(), micro_batch_tokens=1000).micro_batches(batch, need, range(batch.num_responses))
     assert micro.rows.tolist() == [2]
     assert micro.ids_BT.shape == (1, int(batch.prompt_lengths_S[2]) + 1)
 
@@ -96,7 +99,8 @@ def test_rows_without_need_are_skipped_and_tails_are_cut() -> None:
 def test_every_needed_token_once_within_the_budget(max_tokens: int) -> None:
     batch, need = batch_and_need(3)
     found = []
-    for micro in micro_batches(batch, need, range(batch.num_responses), max_tokens=max_tokens):
+    call = Call(Ranks(), micro_batch_tokens=max_tokens)
+    for micro in call.micro_batches(batch, need, range(batch.num_responses)):
         assert micro.ids_BT.numel() <= max_tokens or len(micro.rows) == 1
         assert batch.row_N[micro.index_X].unique(sorted=True).tolist() == sorted(micro.rows.tolist())
         found += micro.index_X.tolist()
@@ -108,11 +112,9 @@ def test_chunks_and_micro_batches_do_not_change_the_gradient() -> None:
     gradients = []
     for max_tokens, chunk in [(10_000, 10_000), (25, 3)]:
         policy = TransformerPolicy(tiny_lm(dtype=torch.float64))
-        for micro in micro_batches(batch, need, range(batch.num_responses), max_tokens=max_tokens):
-            hidden = hidden_at(policy, micro, torch.device("cpu"))
-            logprobs, entropy = token_scores(
-                policy, hidden, batch.tokens_N[micro.index_X], temperature=0.9, chunk=chunk
-            )
+        call = Call(Ranks(), 0.9, micro_batch_tokens=max_tokens, logit_chunk_tokens=chunk)
+        for micro in call.micro_batches(batch, need, range(batch.num_responses)):
+            logprobs, entropy = call.scores(policy, micro, batch.tokens_N[micro.index_X])
             (logprobs.square().sum() + entropy.sum()).backward()
         gradients.append([p.grad for p in policy.parameters()])
     for one, two in zip(*gradients, strict=True):

@@ -15,11 +15,13 @@ from paper_repro.recipes.small import smollm2_135m
 from paper_repro.tasks.pretrained import MathDataTask, WordProblemTask
 from paper_repro.tasks.word_problems import WordProblems
 from tests.support.helpers import tiny_lm
-from tppo.config.run import RunConfig, VllmOptions, validate
+from tppo.config.run import RunConfig, validate
 from tppo.data.sources import DataSource
 from tppo.engines.memory import GIB, MemoryPlan, memory_plan
+from tppo.engines.options import VllmOptions
 from tppo.errors import ConfigError, DataError
-from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_causal_lm, load_tokenizer
+from tppo.models.chat import ChatTokenizer, chat_text, end_tokens, load_tokenizer
+from tppo.models.folder import check_model_folder, context_length, load_causal_lm
 from tppo.runs.build import build_trainer
 
 CHAT = (
@@ -60,7 +62,7 @@ def copy(source: Path, target: Path, *, without: str = "") -> Path:
 @pytest.mark.parametrize("piece", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_missing_piece_is_named(model: Path, tmp_path: Path, piece: str) -> None:
     folder = copy(model, tmp_path / "m", without=piece)
-    for load in (check_folder, load_causal_lm, load_tokenizer):
+    for load in (check_model_folder, load_causal_lm, load_tokenizer):
         with pytest.raises(ConfigError, match=f"missing: {piece}"):
             load(folder)
 
@@ -71,19 +73,19 @@ def test_missing_shards_are_named(model: Path, tmp_path: Path) -> None:
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     with pytest.raises(ConfigError, match=r"missing: model-2\.safetensors, model-3\.safetensors"):
-        check_folder(folder)
+        check_model_folder(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ConfigError, match="an index of weights"):
-        check_folder(folder)
+        check_model_folder(folder)
 
 
 def test_broken_pieces_are_refused(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an existing folder"):
-        check_folder(tmp_path / "nowhere")
+        check_model_folder(tmp_path / "nowhere")
     folder = copy(model, tmp_path / "a")
     (folder / "config.json").write_text("[]")
     with pytest.raises(ConfigError, match="a JSON object"):
-        check_folder(folder)
+        check_model_folder(folder)
     folder = copy(model, tmp_path / "b")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -102,6 +104,14 @@ def test_a_tokenizer_without_end_or_chat_is_refused(model: Path, tmp_path: Path)
     save_tokenizer(folder, chat=None)
     with pytest.raises(ConfigError, match="a chat template"):
         chat_text(load_tokenizer(folder), [("user", "What")])
+
+
+def test_a_question_goes_through_the_chat_template_behind_what_comes_before(model: Path) -> None:
+    chat = ChatTokenizer(model, [("system", "Answer: 1 + 1"), ("user", "What is 3"), ("assistant", "= 3")])
+    words = "system Answer: 1 + 1 <end> user What is 3 <end> assistant = 3 <end> user What is 4 <end> assistant"
+    assert [WORDS[token] for token in chat.encode("What is 4")] == words.split(" ")
+    assert chat.decode([WORDS.index(word) for word in ("=", "4", "<end>")]) == "= 4"
+    assert chat.stop_ids == end_tokens(model, chat.tokenizer)
 
 
 def test_end_tokens_of_tokenizer_and_generation_config(model: Path, tmp_path: Path) -> None:
@@ -136,8 +146,8 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def small(task: Any, **changes: Any) -> RunConfig:
     config = smollm2_135m().with_values(
         engine="torch", task=task, steps=3, rollout__slots=8, rollout__max_response_tokens=12,
-        algorithm__schedule__window=5, algorithm__value_target__warmup_steps=1, policy__mini_batch=4,
-        critic__mini_batch=4, evaluation__problems=4, evaluation__every=0,
+        algorithm__window=5, algorithm__warmup_steps=1, policy__mini_batch=4,
+        algorithm__critic__mini_batch=4, evaluation__problems=4, evaluation__every=0,
     )  # fmt: skip
     return config.with_values(**changes)
 
@@ -148,18 +158,18 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
         WordProblemTask(model=str(model), max_prompt_tokens=64, example_question="What ?", example_answer="= .")
     )
     trainer = build_trainer(config)
-    text = trainer.workload.decode(trainer.workload.prompts(0).tokens)
+    text = load_tokenizer(model).decode(trainer.workload.prompts(0).tokens, skip_special_tokens=True)
     assert text.startswith("user What ? ")
     assert text.endswith("assistant")
     for _ in range(3):
-        metrics = trainer.step()
+        metrics = trainer.step().metrics
     assert metrics["policy_updates"] > 0
     assert 0 <= trainer.evaluate().solve_rate <= 1
     trainer.workload.save(trainer.policy, tmp_path)
-    assert check_folder(tmp_path)["model_type"] == "llama"
+    assert check_model_folder(tmp_path)["model_type"] == "llama"
     load_tokenizer(tmp_path)
     moved = load_causal_lm(tmp_path).state_dict()
-    assert all(torch.equal(moved[name], value) for name, value in trainer.policy_module.model.state_dict().items())  # type: ignore[union-attr, operator]
+    assert all(torch.equal(moved[name], value) for name, value in trainer.policy.hugging_face.state_dict().items())  # type: ignore[union-attr, operator]
     assert sum(trainer.workload.report(trainer.policy)["verdicts"].values()) > 0
 
 

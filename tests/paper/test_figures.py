@@ -90,7 +90,7 @@ def test_smoothing_keeps_constants_and_ends() -> None:
 def test_runs_of_one_recipe_with_other_fields_are_other_groups(runs: list[Path], tmp_path: Path) -> None:
     other = copy(runs[0], tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
-    config["config"]["algorithm"]["schedule"]["window"] = 9
+    config["config"]["algorithm"]["window"] = 9
     (other / "config.json").write_text(json.dumps(config))
     labels = [run.label for run in read_runs([runs[0], other, runs[1]])]
     assert labels == ["token-mdp (window 8), seed 0", "token-mdp (window 9), seed 0", "token-mdp-ppo, seed 0"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,9 +13,14 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from paper_repro.models.known import model_shape
 from paper_repro.tasks.pretrained import MathDataTask
 from sim.clock.hardware import HARDWARE, MODELS
-from tppo.algorithms import tppo
-from tppo.config.run import Compute, Rollout, RunConfig, VllmOptions
-from tppo.models.folder import as_policy_and_critic
+from tppo.algorithms import PPO, TPPO
+from tppo.algorithms.base import Algorithm, Parts
+from tppo.algorithms.parts.advantages import outcome
+from tppo.algorithms.parts.select import whole_group
+from tppo.algorithms.parts.terms import clipped
+from tppo.algorithms.parts.tokens import finished_tokens
+from tppo.config.run import Compute, Optimizer, Rollout, RunConfig, VllmOptions
+from tppo.models.folder import as_critic, as_policy
 from tppo.plan.budget import budget
 from tppo.plan.command import job_of
 from tppo.plan.engine import WORKSPACE, engine_memory, token_bytes
@@ -43,7 +48,7 @@ def big(**changes: Any) -> RunConfig:
     config = RunConfig(
         recipe="big",
         task=MathDataTask(model="Qwen/Qwen2.5-32B"),
-        algorithm=tppo(window=8192),
+        algorithm=TPPO(window=8192),
         rollout=Rollout(slots=1024, max_response_tokens=24576),
         compute=Compute(dtype="bfloat16", recompute=True, micro_batch_tokens=32768),
         engine="vllm",
@@ -55,16 +60,22 @@ def big(**changes: Any) -> RunConfig:
 def pair(shape: Any) -> tuple[Any, Any]:
     """Policy and critic without memory."""
     with torch.device("meta"):
-        return as_policy_and_critic(
-            AutoModelForCausalLM.from_config(shape), AutoModelForCausalLM.from_config(shape), recompute=False
-        )
+        one, other = (AutoModelForCausalLM.from_config(shape) for _ in range(2))
+        return as_policy(one, recompute=False), as_critic(other, recompute=False)
+
+
+def job(ranks: int, rows: int, width: int, needed: int, *, chunk: int = 1024, **more: Any) -> Job:
+    """A micro-batch of a tiny model."""
+    trained = {"policy": needed, "critic": needed}
+    compute = Compute(logit_chunk_tokens=chunk)
+    return Job(TINY, ranks, rows, width, trained, PPO(), Rollout(), Optimizer(), compute, **more)
 
 
 @pytest.fixture(scope="module", params=[2, 64])
 def tracked(request: pytest.FixtureRequest) -> tuple[Job, dict[str, Figures]]:
     """The tracker's figures of a tiny model; each in a process of its own, of about five seconds."""
-    job = Job(TINY, request.param, 2, 96, 2 * 80, Compute(logit_chunk_tokens=32), foreach=False)
-    return job, track(job)
+    of_two = job(request.param, 2, 96, 2 * 80, chunk=32, foreach=False)
+    return of_two, track(of_two)
 
 
 def test_tracked_shards_are_exact_to_the_byte(tracked: tuple[Job, dict[str, Figures]]) -> None:
@@ -85,7 +96,7 @@ def test_tracked_shards_are_exact_to_the_byte(tracked: tuple[Job, dict[str, Figu
         assert whole <= shards < whole + sum(4 * p.numel() // p.shape[0] for p in weights)
         assert f.resident_total < f.peak_total
         assert f.resident["gathered"] == f.resident["reduced"] == f.resident["temporary"] == 0
-        assert f.resident["activations"] <= 16 * job.needed  # the micro-batch's own numbers
+        assert f.resident["activations"] <= 16 * job.needed[name]  # the micro-batch's own numbers
 
 
 def test_formula_and_tracker_agree(tracked: tuple[Job, dict[str, Figures]]) -> None:
@@ -100,7 +111,7 @@ def test_formula_and_tracker_agree(tracked: tuple[Job, dict[str, Figures]]) -> N
 
 
 def test_activations_do_not_depend_on_the_number_of_ranks() -> None:
-    two, many = (estimate(Job(TINY, ranks, 1, 96, 80), "policy") for ranks in (2, 64))
+    two, many = (estimate(job(ranks, 1, 96, 80), "policy") for ranks in (2, 64))
     assert two.peak["activations"] == many.peak["activations"]
     assert two.peak["parameters"] == 32 * many.peak["parameters"]
 
@@ -140,11 +151,12 @@ def test_largest_micro_batch() -> None:
     assert shape.prompt_tokens == 1024
     longest = 1024 + 24576
     for allowed, expected in [(32768, (2, 16384)), (8192, (1, longest)), (longest, (1, longest)), (65536, (3, 21845))]:
-        job = job_of(config.with_values(compute__micro_batch_tokens=allowed), shape, 64)
-        assert (job.rows, job.width) == expected
-        assert job.needed == job.rows * (job.width - 1)
-    only_window = config.with_values(algorithm__policy_loss__lm_coef=0.0)
-    assert job_of(only_window, shape, 64).needed == 2 * 8192
+        found = job_of(config.with_values(compute__micro_batch_tokens=allowed), shape, 64)
+        assert (found.rows, found.width) == expected
+        assert found.needed == dict.fromkeys(("policy", "critic"), found.rows * (found.width - 1))
+    only_window = config.with_values(algorithm__imitate=0.0)
+    # The critic's targets are whole responses whatever the policy trains on.
+    assert job_of(only_window, shape, 64).needed == {"policy": 2 * 8192, "critic": 2 * (16384 - 1)}
     assert job_of(big(compute__cpu_offload=True), shape, 64) == job_of(big(), shape, 64)
 
 
@@ -161,13 +173,13 @@ FIGURES = {
 }  # fmt: skip
 
 
-def totals(memory: int = 80 * GIB, **changes: Any) -> dict[str, float]:
+def totals(figures: dict[str, Figures] = FIGURES, memory: int = 80 * GIB, **changes: Any) -> dict[str, float]:
     """GiB of each phase."""
     config = big(**changes)
     shape = config.task.shape()
     assert shape is not None
     engine = engine_memory(config, sizes(shape.config), prompt=1024, gpus=64, memory=memory, positions=131072)
-    found = budget(config, FIGURES, engine, memory=memory, reserve=4 * GIB)
+    found = budget(config, figures, engine, memory=memory, reserve=4 * GIB)
     return {p.name: p.total / GIB for p in found.phases}
 
 
@@ -183,8 +195,12 @@ def test_what_is_resident_when() -> None:
     assert awake["update policy"] == pytest.approx(found["update policy"] + 40)
     assert awake["load weights"] == pytest.approx(6 + 4 + 2 + 40)
     # A reference model is its shards alone, offloaded shards are elsewhere.
-    reference = totals(vllm__memory_fraction=0.5, algorithm__policy_loss__kl_coef=0.1)
+    frozen = replace(FIGURES["policy"], resident=dict.fromkeys(FIGURES["policy"].resident, 0) | {"parameters": GIB})
+    reference = totals(FIGURES | {"reference": frozen}, vllm__memory_fraction=0.5, algorithm__kl=0.1)
     assert all(reference[name] == pytest.approx(found[name] + 1) for name in found)
+    assert set(totals({"policy": FIGURES["policy"]}, vllm__memory_fraction=0.5)) == {
+        "load weights", "generate", "update policy"
+    }  # fmt: skip
     offloaded = totals(vllm__memory_fraction=0.5, compute__cpu_offload=True)
     shards = {name: 7 if name.startswith("update") else 6 for name in found}
     assert all(offloaded[name] == pytest.approx(found[name] - shards[name]) for name in found)
@@ -255,11 +271,34 @@ def test_nearest_takes_the_first_that_is_confirmed() -> None:
 
 
 def test_scaling_from_what_was_tracked() -> None:
-    job = Job(TINY, 4, 2, 96, 160)
-    known = {name: estimate(job, name) for name in ("policy", "critic")}
-    assert scaled(known, job, job) == known
-    doubled = scaled(known, job, replace(job, ranks=8))
+    four = job(4, 2, 96, 160)
+    known = {name: estimate(four, name) for name in ("policy", "critic")}
+    assert scaled(known, four, four) == known
+    doubled = scaled(known, four, replace(four, ranks=8))
     assert doubled["policy"].peak["parameters"] == known["policy"].peak["parameters"] // 2
     assert doubled["policy"].peak["activations"] == known["policy"].peak["activations"]
-    half = scaled(known, job, replace(job, rows=1, needed=80))
+    half = scaled(known, four, job(4, 1, 96, 80))
     assert half["critic"].peak["activations"] == known["critic"].peak["activations"] // 2
+
+
+@dataclass(frozen=True)
+class GroupMean(Algorithm):
+    """A policy and nothing beside it."""
+
+    def parts(self, rollout: Rollout) -> Parts:
+        return Parts(
+            select=whole_group, tokens=finished_tokens, terms=(clipped(clip_low=0.2, clip_high=0.2),),
+            advantage=outcome(lambda R_S, batch: R_S - R_S.mean()),
+        )  # fmt: skip
+
+
+def test_a_plan_has_the_networks_that_the_algorithm_names() -> None:
+    """No critic is tracked where none is named; a reference is its shards alone."""
+    alone = replace(job(2, 1, 96, 80), algorithm=GroupMean(), needed={"policy": 80})
+    assert set(track(alone)) == {"policy"}
+    found = track(replace(job(2, 1, 96, 80), algorithm=PPO(kl=0.1)))
+    assert set(found) == {"policy", "critic", "reference"}
+    reference, policy = found["reference"], found["policy"]
+    assert reference.resident == reference.peak
+    assert reference.resident["parameters"] == policy.resident["parameters"]
+    assert reference.resident_total == reference.resident["parameters"]

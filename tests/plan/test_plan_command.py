@@ -13,7 +13,9 @@ import pytest
 
 from paper_repro.plan_clock import predict
 from tests.plan.test_plan import big
+from tppo.algorithms import PPO
 from tppo.cli import main
+from tppo.config.registry import with_algorithm
 from tppo.config.run import RunConfig, TaskConfig
 from tppo.errors import ConfigError, TPPOError
 from tppo.plan import clock
@@ -152,13 +154,13 @@ def test_a_dead_tracker_is_an_error() -> None:
 
 def test_time_follows_the_schedule() -> None:
     """A window as long as the cap is PPO; a shorter one generates less a step; epochs and a reference cost."""
-    whole = predict(ask(big(algorithm__schedule__window=None)))
-    same = predict(ask(big(algorithm__schedule__window=24576)))
+    whole = predict(ask(with_algorithm(big(), PPO)))
+    same = predict(ask(big(algorithm__window=24576)))
     cut = predict(ask(big()))
     assert whole.phases == same.phases
     assert cut.phases["decode"] < whole.phases["decode"]
     assert cut.finished < whole.finished == 1024
-    twice = predict(ask(big(policy__epochs=2, algorithm__policy_loss__kl_coef=0.1)))
+    twice = predict(ask(big(policy__epochs=2, algorithm__kl=0.1)))
     assert twice.phases["update_policy"] == pytest.approx(2 * cut.phases["update_policy"])
     assert twice.phases["reference"] == cut.phases["logprobs"]
     assert twice.seconds == pytest.approx(cut.seconds + cut.phases["update_policy"] + cut.phases["logprobs"])

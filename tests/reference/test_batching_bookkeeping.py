@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import Window, fill, successive_batches
-from tppo.loop.slots import SlotWindow
+from tppo.algorithms.parts.select import every_window
+from tppo.loop.slots import Slots
 from tppo.types import Continuation, Prompt
 
 few = settings(derandomize=True, deadline=None, max_examples=60)
@@ -91,9 +92,10 @@ def test_window_at_the_cap_finishes_everything_at_once(shape, seed) -> None:
 def test_slot_window_keeps_the_same_books(shape, seed) -> None:
     slots, group_size, window, cap = shape
     need = lengths(seed)
-    library = SlotWindow(
-        lambda i: Prompt(str(i), (0,)), slots=slots, group_size=group_size, window=window, max_response_tokens=cap
-    )
+    library = Slots(
+        lambda i: Prompt(str(i), (0,)), slots=slots, group_size=group_size, window=window, max_response_tokens=cap,
+        select=every_window,
+    )  # fmt: skip
     endless = iter(range(10**9))
     for step in islice(
         successive_batches(endless, length_of=need, slots=slots, group_size=group_size, window=window, max_length=cap),
@@ -112,7 +114,8 @@ def test_slot_window_keeps_the_same_books(shape, seed) -> None:
             for r, start in zip(admitted, before, strict=True)
         ]
         assert found == step
-        library.retire()
+        library.settle(0)
+        assert library.take() == admitted
 
 
 def test_empty_stream_ends() -> None:

@@ -13,12 +13,7 @@ from tppo.loop.vocabulary import METRICS, is_declared
 from tppo.runs.build import build_trainer
 
 ROOT = Path(__file__).parents[2]
-READERS = [
-    "tppo/runs/curves.py",
-    "tppo/runs/run.py",
-    "paper_repro/reproduction/panels.py",
-    "paper_repro/reproduction/records.py",
-]
+READERS = ["tppo/runs/curves.py", "tppo/runs/run.py", "paper_repro/reproduction/panels.py"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +31,9 @@ def test_what_is_read_is_declared(path: str) -> None:
     for node in ast.walk(ast.parse((ROOT / path).read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("_series", "_line", "series"):
             found |= {a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
-        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in ("metrics", "m"):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("row.get", "r.get", "metrics.get"):
+            found |= {a.value for a in node.args if isinstance(a, ast.Constant)}
+        if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") in ("metrics", "row", "last"):
             found |= {node.slice.value} if isinstance(node.slice, ast.Constant) else set()
     names = {name for name in found if isinstance(name, str) and re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+", name)}
     assert names, path

@@ -14,7 +14,7 @@ from tppo.errors import ConfigError
 from tppo.ranks.ranks import Ranks, current
 from tppo.ranks.shard import full, full_weights, put
 from tppo.runs.build import build_trainer, check_ranks
-from tppo.runs.watchdog import Termination
+from tppo.runs.signals import Termination
 
 ALONE = Ranks()
 
@@ -76,11 +76,11 @@ def test_alone_every_message_is_the_identity() -> None:
 def test_under_torchrun_the_echo_of_a_signal_is_no_second_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     ended: list[int] = []
-    monkeypatch.setattr("tppo.runs.watchdog.os._exit", ended.append)
+    monkeypatch.setattr("tppo.runs.signals.os._exit", ended.append)
     with Termination() as termination:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGTERM)
         assert (termination.requested, ended) == (True, [])
-        monkeypatch.setattr("tppo.runs.watchdog.ECHO_SECONDS", 0.0)  # later
+        monkeypatch.setattr("tppo.runs.signals.ECHO_SECONDS", 0.0)  # later
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended == [128 + signal.SIGTERM]

@@ -27,7 +27,7 @@ from paper_repro.studies.intervals import mean_interval
 from paper_repro.studies.port import authors_port
 from sim import exact
 from sim.mdp.table import TERMINAL, TokenMDP
-from tppo.studies.study import Progress, StudyOptions
+from tppo.studies.study import StudyOptions, Ticks
 
 TABLES = tables()
 # Chance that a statistical test fails though the code is right, per test; the seeds are fixed.
@@ -261,11 +261,11 @@ def test_a_small_run_of_each_study(name: str, monkeypatch: pytest.MonkeyPatch) -
     module, grid, seeds = SMALL[name]
     monkeypatch.setattr(module, "Grid", functools.partial(module.Grid, **grid))
     monkeypatch.setattr(gradient, "DRAWS", 1)
-    result = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Progress())
+    result = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Ticks())
     assert {row["table"] for row in result.rows} == set(TABLES)
     assert "nan" not in result.answer
     assert module.say(module.measure(list(result.rows))) == (result.answer, result.details)
-    twice = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Progress())
+    twice = module.STUDY.run(StudyOptions(seeds=seeds, seed=7), Ticks())
     assert twice.rows == result.rows
     if name == "bias":
         exactly = pick(list(result.rows), critic="exact", estimator="EGAE, critic")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from paper_repro.studies.time.cells import Grid
+from tppo.figures import new_figure
 from tppo.studies.folder import read_study
-from tppo.studies.study import StudyResult, findings, load_study, new_figure, study_entry_points
+from tppo.studies.study import StudyResult, findings, load_study, study_entry_points
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
-NAMES = ("bias", "gradient", "last-m", "clock")
+NAMES = sorted(path.name for path in EVIDENCE.iterdir())
 # Where the measurements of the kept clock come from, which is not in its data.
 SOURCES = {
     "torch": "measured in this run",
@@ -159,3 +160,86 @@ def test_clock() -> None:
     assert max(torch.worst_error, vllm.worst_error) < 0.21
     assert (min(vllm.speed_ups), max(vllm.speed_ups)) == pytest.approx((1.04, 1.58), abs=0.005)
     assert vllm.rates.flops == pytest.approx(71e9, abs=0.5e9)
+
+
+def test_window() -> None:
+    found = kept("window")
+    assert list(found.reached) == [
+        "W = 4", "W = 8", "W = 16", "W = 32", "W = 64", "W = 64, half the slots", "W = 4, rate 0.2", "W = 64, rate 0.2",
+    ]  # fmt: skip
+    assert {(of.runs, of.missed) for of in found.reached.values()} == {(10, 0)}
+    clock = [found.reached[f"W = {w}"].need["decode_steps"].mean for w in (4, 8, 16, 32, 64)]
+    assert clock == sorted(clock)
+    assert clock[0] == pytest.approx(180, abs=0.5)
+    assert found.clock_ratio["W = 64", "W = 4"] == pytest.approx((5.9, 5.5, 6.4), abs=0.05)
+    assert found.tokens_ratio["W = 64", "W = 4"] == pytest.approx((1.85, 1.76, 1.98), abs=0.005)
+    assert found.tokens_ratio["W = 64, half the slots", "W = 4"] == pytest.approx((1.18, 1.13, 1.28), abs=0.005)
+    assert found.tokens_ratio["W = 64, rate 0.2", "W = 4"].high < 1  # with a rate of its own PPO needs fewer tokens
+    assert found.clock_ratio["W = 64, rate 0.2", "W = 4"].low > 2  # and still more time
+    assert found.end >= 13_000
+    assert found.last_return["W = 4"] == pytest.approx((0.945, 0.941, 0.949), abs=0.0005)
+
+
+def test_zero_critic() -> None:
+    found = kept("zero-critic")
+    assert len(found.reached) == 11
+    assert {(of.runs, of.missed) for of in found.reached.values()} == {(6, 0)}
+    lost = found.steps_lost
+    assert lost["V = 0", "exact V"] == pytest.approx((5.8, 4.4, 7.1), abs=0.05)
+    assert lost["V = 0, slow critic", "exact V"] == pytest.approx((17.3, 12.3, 23.9), abs=0.05)
+    assert lost["V = 0, PPO", "exact V, PPO"] == pytest.approx((2.1, 0.6, 3.6), abs=0.05)
+    assert lost["V = 0", "V = 0, warm-up 5"].high < 0  # five steps of warm-up cost more than they bring
+    assert lost["V = 0", "V = 0, not centred"] == pytest.approx((5.3, 4.5, 6.4), abs=0.05)
+    assert lost["V = 0, slow critic", "V = 0, not centred, slow critic"].low > 10
+    assert found.final["V = 0"] == pytest.approx((0.912, 0.908, 0.916), abs=0.0005)
+
+
+def test_ablation() -> None:
+    found = kept("ablation")
+    assert len(found.reached) == 8
+    assert {(of.runs, of.missed) for of in found.reached.values()} == {(8, 0)}
+    ratio = found.tokens_ratio
+    assert ratio["wait for the end", "T-PPO"] == pytest.approx((1.06, 1.00, 1.12), abs=0.005)
+    assert ratio["PPO, critic apart", "T-PPO"] == pytest.approx((1.29, 1.23, 1.38), abs=0.005)
+    same = [("critic on all", "T-PPO"), ("no token filter", "T-PPO")]
+    for pair in [*same, ("PPO, critic on the policy's targets", "PPO, critic apart")]:
+        assert ratio[pair].low < 1 < ratio[pair].high
+        assert ratio[pair].mean == pytest.approx(1, abs=0.025)
+    assert found.reached["T-PPO"].need["tokens"] == pytest.approx((6671, 6462, 6958), abs=0.5)
+    assert found.reached["T-PPO"].need["decode_steps"] == pytest.approx((336, 325, 346), abs=0.5)
+
+
+def test_staleness() -> None:
+    found = kept("staleness")
+    assert found.end == 480
+    assert len(found.mean) == 12
+    for gain in (found.mean_gain, found.final_gain):
+        for rate in ("0.05", "0.2"):
+            assert gain[f"T-PPO @ {rate}", f"PPO @ {rate}"].low > 0
+        assert gain["T-PPO @ 0.05", "wait, decoupled @ 0.05"].low > 0
+        undecided = gain["T-PPO @ 0.2", "wait, decoupled @ 0.2"]
+        assert undecided.low < 0 < undecided.high
+    assert found.mean_gain["T-PPO @ 0.05", "PPO @ 0.05"] == pytest.approx((0.193, 0.185, 0.203), abs=0.0005)
+    assert found.mean_gain["T-PPO @ 0.05", "wait, decoupled @ 0.05"] == pytest.approx((0.013, 0.006, 0.022), abs=0.0005)
+    assert found.best_wait == dict.fromkeys((0.05, 0.2), "wait, ratio to behaviour")
+    assert all(0 < versions <= 64 / 4 for versions in found.oldest.values())
+
+
+def test_transient() -> None:
+    found = kept("transient")
+    assert found.solve_rate == pytest.approx(0.514, abs=0.0005)
+    assert found.steps == 32
+    # What was opened first is known after cap / window steps.
+    assert {window: of.lasts for window, of in found.windows.items()} == {4: 16, 8: 8, 16: 4, 64: 0}
+    assert {window: of.critic_lasts for window, of in found.windows.items()} == {4: 32, 8: 21, 16: 9, 64: 0}
+    short, whole = found.windows[4], found.windows[64]
+    assert (short.solve_rate.min(), short.solve_rate.max()) == pytest.approx((-0.218, 0.116), abs=0.0005)
+    assert (short.critic.min(), short.critic.max()) == pytest.approx((-0.149, 0.073), abs=0.0005)
+    assert not whole.solve_rate.any()
+    assert not whole.critic.any()
+    assert short.early.high < 0
+    for of in found.windows.values():
+        assert of.late.low < 0 < of.late.high
+    assert found.per_response == pytest.approx((-0.099, -0.105, -0.089), abs=0.0005)
+    assert found.per_token.low < 0 < found.per_token.high
+    assert found.largest_gap == pytest.approx(3.1, abs=0.05)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paper_repro.studies.learning import bootstrap, transient
+from paper_repro.studies.learning import bootstrap, renewal
 from paper_repro.studies.learning import trials as learning
-from paper_repro.studies.learning.trials import Run, Truth, heavy_tailed, train
+from paper_repro.studies.learning.transient_findings import LADDER, lasts
+from paper_repro.studies.learning.trials import LearningStudy, Trial, Truth, Variant, critic_values, train
+from paper_repro.studies.learning.variants import heavy_tailed, windowed
 from paper_repro.tasks.token_mdp import TokenMDPTask
 from sim import exact
 from tppo.config.run import validate
 from tppo.runs.build import build_trainer
-from tppo.studies.study import Progress, StudyOptions, StudyResult
+from tppo.studies.study import StudyOptions, StudyResult, Ticks
 
 TINY: dict[str, dict[str, Any]] = {
     "window": {"TOKENS": 500},
@@ -30,16 +32,21 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def tiny(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = importlib.import_module(f"paper_repro.studies.{name}")
+    module = importlib.import_module(f"paper_repro.studies.learning.{name}")
     for constant, value in TINY[name].items():
         monkeypatch.setattr(module, constant, value)
     return module
 
 
-def small(**changes: Any) -> Any:
-    return heavy_tailed(
-        rollout__slots=8, rollout__max_response_tokens=16, algorithm__schedule__window=4, **changes
-    ).with_values(task=TokenMDPTask(family="tailed_length", size=6, num_tokens=4, tail=0.5))
+def trained(config: Any, clock: Any, budget: int, points: int = 30, critic: Any = "zero", observe: Any = None) -> Any:
+    """The rows of one run."""
+    variant = Variant("a", config, critic)
+    return train(Trial(LearningStudy((variant,), clock, budget, points, observe), variant, seed=config.seed))
+
+
+def small(window: int = 4, **changes: Any) -> Any:
+    task = TokenMDPTask(family="tailed_length", size=6, num_tokens=4, tail=0.5)
+    return heavy_tailed(windowed(window), slots=8, cap=16, task=task).with_values(**changes)
 
 
 # Quarters of floor(n / 4): of 5 numbers one goes at each end, of 3 none.
@@ -81,7 +88,9 @@ def test_coverage_of_the_intervals(seeds: int, coverage: float) -> None:
 
 
 def curve(*points: tuple[float, float], seed: int = 0) -> list[dict[str, Any]]:
-    return [{"variant": "v", "seed": seed, "tokens": x, "exact_return": y} for x, y in points]
+    return [
+        {"variant": "v", "seed": seed, "step": x, "tokens": x, "decode_steps": x, "exact_return": y} for x, y in points
+    ]
 
 
 def test_reaching_a_target() -> None:
@@ -90,24 +99,27 @@ def test_reaching_a_target() -> None:
     assert learning.reach(runs, "tokens", 0.5).tolist() == [12.5, 30.0, 0.0]
     assert learning.censored(runs, 0.5) == 1
     assert learning.on_grid(runs[:1], "tokens", [5, 15]).tolist() == [pytest.approx([0.3, 0.6])]
+    need = learning.reached({"v": runs[:2]}, 0.5)["v"]
+    assert need.need["tokens"].mean == 21.25
+    assert need.missing() == "1 of 2 runs stopped short and count with their end"
     grouped = learning.by_variant([*runs[0], *curve((0, 0.1), seed=1)])
     assert [len(run) for run in grouped["v"]] == [3, 1]
 
 
 def test_a_run_reports_the_trainer_and_the_exact_return() -> None:
     config = small(seed=4)
-    rows = train(Run("a", config, ("step", 12), points=4))
-    assert rows == train(Run("a", config, ("step", 12), points=4))
+    rows = trained(config, "step", 12, points=4)
+    assert rows == trained(config, "step", 12, points=4)
     assert [r["step"] for r in rows] == [0, 3, 6, 9, 12]
     trainer = build_trainer(config)
-    tokens = sum(trainer.step()["new_tokens"] for _ in range(12))
+    tokens = sum(trainer.step().metrics["new_tokens"] for _ in range(12))
     assert rows[-1]["tokens"] == tokens
     assert rows[-1]["decode_steps"] == 12 * 4  # some response always fills its window here
     report = trainer.workload.report(trainer.policy)
     assert rows[0]["exact_return"] == pytest.approx(report["exact_return_base"], abs=1e-6)
     assert rows[-1]["exact_return"] == pytest.approx(report["exact_return"], abs=1e-6)
     assert rows[-1]["exact_return"] != rows[0]["exact_return"]
-    whole = train(Run("a", config.with_values(algorithm__schedule__window=16), ("decode_steps", 60), points=2))
+    whole = trained(config.with_values(algorithm__window=16), "decode_steps", 60, points=2)
     assert whole[-1]["decode_steps"] >= 60 > whole[-2]["decode_steps"]
 
 
@@ -129,14 +141,14 @@ def test_exact_values_are_what_a_critic_tends_to() -> None:
             error = np.std(found) / np.sqrt(len(found))
             mean_visits = visits_S[s] * 4000 / len(found)
             assert np.mean(found) == pytest.approx(V_S[s] * mean_visits, abs=5 * error + 0.05 * mean_visits)
-    rows = train(Run("a", small(critic__lr=0.0), ("step", 1), critic="exact", observe=critic_error))
+    rows = trained(small(algorithm__critic__lr=0.0), "step", 1, critic="exact", observe=critic_error)
     assert rows[-1]["critic_error"] < 1e-5
 
 
 def critic_error(trainer: Any, metrics: dict[str, Any], truth: Truth) -> dict[str, Any]:
     policy = exact.softmax(trainer.config.task.base_logits(truth.mdp))
     V_S, visits_S = truth.values(policy)
-    gap_S = next(trainer.critic.parameters()).detach().numpy() - V_S
+    gap_S = critic_values(trainer) - V_S
     return {"critic_error": float(np.abs(gap_S[visits_S > 0]).max())}
 
 
@@ -179,11 +191,11 @@ def test_what_finishes_first_is_computed(window: int) -> None:
                 solved[step - 1] += reward
                 np.add.at(held[step - 1], states, 1.0)
                 np.add.at(returns[step - 1], states, reward)
-    expected = transient.expected_solve_rate(truth, policy, window, steps)
+    expected = renewal.expected_solve_rate(truth, policy, window, steps)
     error = 5 * np.sqrt(expected * (1 - expected) / finished)
     assert (np.abs(solved / finished - expected) < error).all()
     V_S, visits_S = truth.values(policy)
-    bias = transient.expected_critic_bias(truth, policy, window, steps)
+    bias = renewal.expected_critic_bias(truth, policy, window, steps)
     fit_S = np.cumsum(returns, axis=0) / np.maximum(np.cumsum(held, axis=0), 1)
     found = ((fit_S - V_S) * visits_S).sum(axis=1) / visits_S.sum()
     # A mean over states of means over responses: about as noisy as the solve rate of as many responses.
@@ -198,29 +210,34 @@ def test_what_finishes_first_is_computed(window: int) -> None:
 
 def test_the_transient_ends_with_the_cap() -> None:
     """No slot can tell more than cap / window steps later what was opened first: then the rate is within 0.01."""
-    task = transient.LADDER
-    truth = Truth(heavy_tailed(task=task))
+    task = LADDER
+    truth = Truth(heavy_tailed(windowed(8), task=task))
     policy = exact.softmax(task.base_logits(truth.mdp))
     J = truth.mean_return(policy)
     for window in (4, 8, 16):
-        assert transient.lasts(transient.expected_solve_rate(truth, policy, window, 60) - J) == 64 // window
-    assert transient.lasts(np.array([0.5, 0.0, -0.02, 0.009])) == 3
-    assert transient.lasts(np.zeros(4)) == 0
+        assert lasts(renewal.expected_solve_rate(truth, policy, window, 60) - J) == 64 // window
+    assert lasts(np.array([0.5, 0.0, -0.02, 0.009])) == 3
+    assert lasts(np.zeros(4)) == 0
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_plans_are_valid_and_have_the_seeds_asked_for(name: str) -> None:
-    module = importlib.import_module(f"paper_repro.studies.{name}")
+    module = importlib.import_module(f"paper_repro.studies.learning.{name}")
     options = StudyOptions(seeds=3, seed=7)
-    runs = module.plan(options)
+    study = module.study()
+    runs = study.runs(options)
     for run in runs:
         validate(run.config)
         assert run.config.compute.device == "cpu"
-    variants = {run.variant for run in runs}
-    assert len(runs) == 3 * len(variants) == len({(r.variant, r.config.seed) for r in runs})
-    assert {run.config.seed for run in runs} == {7, 8, 9}
-    longer = module.plan(dataclasses.replace(options, full=True))
-    assert all(a.until[1] <= b.until[1] for a, b in zip(runs, longer, strict=True))
+        assert run.config.seed == run.seed
+    names = {variant.name for variant in study.variants}
+    assert len(names) == len(study.variants)
+    assert len(runs) == 3 * len(names) == len({(r.variant.name, r.seed) for r in runs})
+    assert {run.seed for run in runs} == {7, 8, 9}
+    assert {name for pair in study.comparisons for name in pair} <= names
+    longer = module.study(full=True)
+    assert longer.budget >= study.budget
+    assert longer.variants == study.variants
     assert module.STUDY.full_seeds > module.STUDY.seeds
     assert module.STUDY.name == name.replace("_", "-")
 
@@ -228,9 +245,10 @@ def test_plans_are_valid_and_have_the_seeds_asked_for(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_a_tiny_run_of_every_study(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny(name, monkeypatch)
-    found: StudyResult = module.run(StudyOptions(seeds=2), Progress())
+    found: StudyResult = module.run(StudyOptions(seeds=2), Ticks())
     assert len({tuple(row) for row in found.rows}) == 1
     assert {row["seed"] for row in found.rows} == {0, 1}
+    assert module.say(module.measure(list(found.rows))) == (found.answer, found.details)
     text = " ".join([found.answer, found.caption, *found.details, *found.limits])
     assert not re.search(r"\bnan\b|\binf\b", text)
     assert re.search(r"\d", found.answer)
@@ -240,10 +258,10 @@ def test_a_tiny_run_of_every_study(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_number_of_jobs_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     module = tiny("ablation", monkeypatch)
-    monkeypatch.setattr(module, "VARIANTS", {k: module.VARIANTS[k] for k in (module.TPPO, module.WAIT)})
     monkeypatch.setattr(module, "TOKENS", 1500)
-    runs = module.plan(StudyOptions(seeds=2))
-    one = learning.train_all(runs, Progress(jobs=1))
-    two = learning.train_all(runs, Progress(jobs=2))
+    study = module.study()
+    few = dataclasses.replace(study, variants=study.variants[:1] + study.variants[4:5])
+    one = few.train(StudyOptions(seeds=2), Ticks(jobs=1))
+    two = few.train(StudyOptions(seeds=2), Ticks(jobs=2))
     assert one == two
     assert len({row["exact_return"] for row in one}) > 4

@@ -16,7 +16,7 @@ from tests.support.browser import measure
 from tppo.cli import main
 from tppo.errors import ConfigError
 from tppo.studies.page import inline, write_page
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult, resolve, run_study
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks, resolve, run_study
 
 EVIDENCE = Path(__file__).parents[2] / "paper_repro" / "evidence" / "studies"
 NINE = ("bias", "gradient", "last-m", "window", "zero-critic", "ablation", "staleness", "transient", "clock")
@@ -51,7 +51,7 @@ def nine(folder: Path) -> list[Path]:
     """Nine studies with long words, wide figures and wide tables."""
     long = "unbreakable" * 30
 
-    def run(options: StudyOptions, progress: Progress) -> StudyResult:
+    def run(options: StudyOptions, progress: Ticks) -> StudyResult:
         result = toy_studies.run(options, progress)
         result.figure.set_size_inches(11, 6)
         rows = [dict(row) | {f"column_{i}": i / 7 for i in range(30)} for row in result.rows] * 60

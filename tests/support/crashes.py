@@ -22,14 +22,20 @@ from tppo.runs.folder import read_metrics
 KILLED = -9
 TOKEN_MDP = [
     "token-mdp", "--steps", "8", "--rollout.slots", "16", "--rollout.max-response-tokens", "24",
-    "--algorithm.value-target.warmup-steps", "2", "--algorithm.policy-loss.kl-coef", "0.01",
-    "--policy.mini-batch", "8", "--critic.mini-batch", "8", "--policy.warmup-updates", "5",
+    "--algorithm.warmup-steps", "2", "--algorithm.kl", "0.01",
+    "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8", "--policy.warmup-updates", "5",
     "--evaluation.problems", "8", "--evaluation.every", "3", "--checkpoint.every", "2",
+]  # fmt: skip
+WAITING = [
+    # Without a critic, and with groups that wait: a step has several rounds of generation.
+    "token-mdp", "--algorithm", "reinforce", "--algorithm.window", "4", "--steps", "8", "--rollout.slots", "16",
+    "--rollout.max-response-tokens", "24", "--policy.mini-batch", "8", "--evaluation.problems", "8",
+    "--evaluation.every", "3", "--checkpoint.every", "2",
 ]  # fmt: skip
 TOY_LANGUAGE = [
     "toy-language", "--steps", "5", "--rollout.slots", "16", "--rollout.max-response-tokens", "48",
-    "--algorithm.schedule.window", "8", "--algorithm.value-target.warmup-steps", "1",
-    "--algorithm.policy-loss.entropy-coef", "0.01", "--policy.mini-batch", "8", "--critic.mini-batch", "8",
+    "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
+    "--algorithm.entropy", "0.01", "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8",
     "--evaluation.problems", "4", "--evaluation.every", "2", "--checkpoint.every", "1",
     # Small, yet able to solve the shortest problems: without rewards nothing would move.
     "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
@@ -43,6 +49,7 @@ class Zygote:
 
     def __init__(self, cache: Path) -> None:
         env = os.environ | {"TPPO_CACHE": str(cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+        env["PYTHONPATH"] = str(Path(__file__).parents[2])
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("zygote.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from paper_repro.recipes.small import token_mdp
-from tppo.config.run import RunConfig
+from tppo.config.run import RunConfig, validate
+from tppo.engines.base import Engine
+from tppo.loop.metrics import Step
+from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
+from tppo.runs.build import build_engine, networks
 from tppo.types import Prompt, Response, Status
 
 SIZES: dict[str, Any] = {
@@ -96,6 +101,22 @@ def small_token_mdp(**changes: Any) -> RunConfig:
         algorithm__warmup_steps=1, policy__mini_batch=8, algorithm__critic__mini_batch=8,
     )  # fmt: skip
     return config.with_values(**changes)
+
+
+def trainer_with(
+    config: RunConfig, wrap: Callable[[Engine], Engine] = lambda engine: engine, **changes: Any
+) -> Trainer:
+    """A trainer with other parts of the workload, by name, and its engine inside another one."""
+    validate(config)
+    ranks = Ranks()
+    workload = dataclasses.replace(config.task.build(config, ranks), **changes)
+    models = networks(config, workload)
+    return Trainer(config, workload, models, wrap(build_engine(config, workload, ranks=ranks)), ranks)
+
+
+def timeless(step: Step) -> dict[str, Any]:
+    """Metrics of a step that two runs of the same thing share."""
+    return {name: value for name, value in step.metrics.items() if "second" not in name}
 
 
 def states_equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:

@@ -9,14 +9,14 @@ import pytest
 
 from paper_repro.studies.intervals import mean_interval
 from tppo.figures import new_figure
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 
 def draw(seed: int) -> float:
     return float(np.random.default_rng(seed).normal())
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """The mean of normal numbers, one a seed."""
     seeds = range(options.seed, options.seed + options.seeds)
     values = progress.map(draw, list(seeds))
@@ -35,15 +35,15 @@ def run(options: StudyOptions, progress: Progress) -> StudyResult:
     )
 
 
-def broken(options: StudyOptions, progress: Progress) -> StudyResult:
+def broken(options: StudyOptions, progress: Ticks) -> StudyResult:
     raise ArithmeticError("the table has no end")
 
 
-def interrupted(options: StudyOptions, progress: Progress) -> StudyResult:
+def interrupted(options: StudyOptions, progress: Ticks) -> StudyResult:
     raise KeyboardInterrupt
 
 
-def without_limits(options: StudyOptions, progress: Progress) -> StudyResult:
+def without_limits(options: StudyOptions, progress: Ticks) -> StudyResult:
     whole = run(options, progress)
     return StudyResult(whole.rows, whole.figure, whole.caption, whole.answer)
 

@@ -2,77 +2,82 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule
-from tppo.algorithms.estimate import Estimate
 
 from tests.support.helpers import mixed_responses, tiny_lm
-from tppo.algorithms.base import PolicyLoss, ValueTarget
+from tppo.algorithms.auxiliaries.critic import Critic, CriticOptions
+from tppo.algorithms.parts.terms import clipped, entropy_bonus, imitate_positives, kl_to_reference
 from tppo.cli import main
-from tppo.config.run import Compute, Optimizer
-from tppo.engines.embedded import TorchEngine
+from tppo.engines.embedded import EmbeddedEngine
 from tppo.errors import EngineError
-from tppo.fit import update
+from tppo.fit import update as fit_update
 from tppo.fit.optim import ModelOptimizer
+from tppo.fit.options import Optimizer
+from tppo.fit.update import critic_now, policy_now, update
 from tppo.loop.trainer import Trainer
-from tppo.maths.aggregate import Aggregation
 from tppo.models import call as model_call
+from tppo.models.call import Call
 from tppo.models.transformer import TransformerCritic, TransformerPolicy
-from tppo.ranks.ranks import current, end, full, shard
+from tppo.ranks.ranks import current, end
+from tppo.ranks.shard import full, shard
 from tppo.runs.folder import RunFolder, read_metrics
 from tppo.types import Batch
 
 FIXED = Optimizer(lr=1e-3, weight_decay=0.0, grad_clip=None, mini_batch=1000)
+Mean = Literal["token-mean", "seq-mean-token-mean"]
 
 
 class GradientKeeper(ModelOptimizer):
     """Keeps the whole gradient of the one mini-batch instead of stepping."""
 
-    def step(self, *, name: str, step: int) -> float:
+    def step(self, *, name: str) -> float:
         self.gradient = {n: full(p.grad).clone() for n, p in self.named if p.grad is not None}
         return 0.0
 
 
-def gradients(compute: Compute, aggregation: Aggregation, tied: bool) -> dict[str, torch.Tensor]:
+def gradients(call: Call, aggregation: Mean, *, tied: bool, recompute: bool = False) -> dict[str, torch.Tensor]:
     """Of policy and critic on a ragged batch in float64, whole on every rank, with the statistics of the updates."""
     policy = TransformerPolicy(tiny_lm(dtype=torch.float64, tied=tied))
     critic = TransformerCritic(tiny_lm("qwen3", dtype=torch.float64).base_model)
     torch.nn.init.normal_(critic.head.weight, generator=torch.Generator().manual_seed(3))
-    if compute.recompute:
+    if recompute:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
     for model in (policy, critic):
-        shard(model, compute, torch.device("cpu"))
+        shard(model, torch.device("cpu"), call.ranks)
     batch = Batch.of(mixed_responses(0, count=9))
     g = torch.Generator().manual_seed(0)
     keep = batch.window_N & (torch.rand(len(batch.tokens_N), generator=g) < 0.8)
     draw: Callable[[], torch.Tensor] = lambda: torch.randn(len(keep), generator=g, dtype=torch.float64)  # noqa: E731
     advantages = draw() * keep
-    old, entropy = model_call.logprobs_of(policy, batch, keep, temperature=0.8, max_tokens=60, chunk=5)
-    all_N = torch.ones_like(keep)
-    values, cut = model_call.values_of(critic, batch, all_N, ~batch.finished_S, max_tokens=60)
+    old, entropy = call.logprobs(policy, batch, keep)
+    values, cut = call.values(critic, batch, torch.ones_like(keep), ~batch.finished_S)
     keepers = GradientKeeper(policy, FIXED), GradientKeeper(critic, FIXED)
-    stats = update.update_policy(
-        policy, keepers[0], batch, Estimate(advantages, advantages, keep, torch.ones(batch.num_responses)),
-        old_logprobs_N=old + 0.3 * draw() * keep, reference_N=old + 0.2,
-        loss=PolicyLoss(lm_coef=0.3, entropy_coef=0.1, kl_coef=0.2, aggregation=aggregation),
-        temperature=0.8, compute=compute, step=0, seed=0,
-    )  # fmt: skip
-    stats |= update.update_critic(
-        critic, keepers[1], batch, returns_N=draw(), old_values_N=values + 0.3 * draw(),
-        loss=ValueTarget(aggregation=aggregation), compute=compute, step=0, seed=0,
-    )  # fmt: skip
+    terms = (
+        clipped(clip_low=0.2, clip_high=0.28, dual_clip=10.0, aggregation=aggregation),
+        imitate_positives(0.3),
+        entropy_bonus(0.1, aggregation=aggregation),
+        kl_to_reference(0.2, aggregation=aggregation),
+    )
+    columns = {"train": keep, "advantages": advantages, "old": old + 0.3 * draw() * keep, "reference": old + 0.2}
+    stats = update(policy, keepers[0], batch, terms, columns, call=call, now=policy_now, name="policy", key=(0, 0))
+    columns |= {"returns": draw(), "values": values + 0.3 * draw()}
+    terms = Critic(CriticOptions(aggregation=aggregation)).terms()
+    stats |= update(critic, keepers[1], batch, terms, columns, call=call, now=critic_now, name="critic", key=(0, 0))
     return (
         {"values": values, "cut": cut, "logprobs": old, "entropy": entropy}
         | {f"stat.{name}": torch.tensor(value, dtype=torch.float64) for name, value in stats.items()}
@@ -83,23 +88,23 @@ def gradients(compute: Compute, aggregation: Aggregation, tied: bool) -> dict[st
 
 def faults() -> dict[str, Callable[[], AbstractContextManager[object]]]:
     """Averages over one rank where the whole batch is meant: each must be seen by the comparison of gradients."""
-    count, plain_shard, plain_share = update.aggregate_count, shard, model_call.share
+    count, plain_shard, plain_share = fit_update.aggregate_count, shard, model_call.share
 
     def local_count(keep_N, offsets, **options):  # type: ignore[no-untyped-def]
         mine = torch.arange(len(keep_N)) % current().size == current().rank
         return count(keep_N & mine, offsets, **options)
 
-    def averaging(model, compute, device):  # type: ignore[no-untyped-def]
-        plain_shard(model, compute, device)
+    def averaging(model, device, ranks):  # type: ignore[no-untyped-def]
+        plain_shard(model, device, ranks)
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(float(current().size))
+                module.set_gradient_divide_factor(float(ranks.size))
 
-    def last_run_lost(runs):  # type: ignore[no-untyped-def]
-        return plain_share(runs[:-1] or runs)
+    def last_run_lost(runs, ranks):  # type: ignore[no-untyped-def]
+        return plain_share(runs[:-1] or runs, ranks)
 
     return {
-        "counts": lambda: mock.patch.object(update, "aggregate_count", local_count),
+        "counts": lambda: mock.patch.object(fit_update, "aggregate_count", local_count),
         "reduction": lambda: mock.patch.dict(globals(), {"shard": averaging}),
         "lost rows": lambda: mock.patch.object(model_call, "share", last_run_lost),
     }
@@ -107,19 +112,21 @@ def faults() -> dict[str, Callable[[], AbstractContextManager[object]]]:
 
 def write_gradients(out: Path) -> None:
     """Every case to a file; with several ranks the faulty ones too."""
-    small = Compute(device="cpu", micro_batch_tokens=40, logit_chunk_tokens=7)
+    small = Call(current(), temperature=0.8, micro_batch_tokens=40, logit_chunk_tokens=7)
+    large = replace(small, micro_batch_tokens=1000, logit_chunk_tokens=1024)
+    plain = functools.partial(gradients, small, "token-mean", tied=True)
     cases = {
-        "token-mean": (small, "token-mean", True),
-        "seq-mean": (small, "seq-mean-token-mean", False),
-        "packed": (Compute(micro_batch_tokens=40, logit_chunk_tokens=7, packed=True), "token-mean", True),
-        "recompute": (Compute(micro_batch_tokens=1000, recompute=True), "token-mean", False),
+        "token-mean": plain,
+        "seq-mean": functools.partial(gradients, small, "seq-mean-token-mean", tied=False),
+        "packed": functools.partial(gradients, replace(small, packed=True), "token-mean", tied=True),
+        "recompute": functools.partial(gradients, large, "token-mean", tied=False, recompute=True),
     }
     for name, case in cases.items():
-        save(gradients(*case), out / f"{name}.safetensors")
+        save(case(), out / f"{name}.safetensors")
     if current().size > 1:
         for name, fault in faults().items():
             with fault():
-                save(gradients(*cases["token-mean"]), out / f"fault {name}.safetensors")
+                save(plain(), out / f"fault {name}.safetensors")
 
 
 def messages() -> dict[str, Any]:
@@ -173,15 +180,20 @@ def signalling(which: signal.Signals, step: int, rank: int, recipe: str = "") ->
 
 def breaking(method: str, step: int) -> AbstractContextManager[object]:
     """The engine of the last rank fails in a step: while it generates, or when it is asked for log-probabilities."""
-    plain = getattr(TorchEngine, method)
+    loaded: list[int] = []
+    load, plain = EmbeddedEngine.load_policy, getattr(EmbeddedEngine, method)
 
-    def broken(engine: TorchEngine, *args: Any) -> Any:
+    def load_policy(engine: EmbeddedEngine, named: Any, version: int) -> None:
+        load(engine, named, version)
+        loaded.append(version)
+
+    def broken(engine: EmbeddedEngine, *args: Any) -> Any:
         answers = plain(engine, *args)
-        if engine.version == step and current().rank == current().size - 1:
+        if loaded[-1] == step and current().rank == current().size - 1:
             raise EngineError("the engine broke")
         return answers
 
-    return mock.patch.object(TorchEngine, method, broken)
+    return mock.patch.multiple(EmbeddedEngine, **{"load_policy": load_policy, method: broken})
 
 
 def full_disk(step: int) -> AbstractContextManager[object]:

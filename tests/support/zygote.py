@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from typing import Any
 
 
@@ -72,6 +73,15 @@ def instrument(event: Events) -> None:
     Watchdog.enter = watch  # type: ignore[method-assign]
 
 
+def install_reinforce() -> None:
+    """As if a package with this algorithm were installed."""
+    from tppo.config import registry
+
+    installed = registry.algorithm_entry_points
+    entry = EntryPoint("reinforce", "tests.support.reinforce:Reinforce", registry.GROUP)
+    registry.algorithm_entry_points = lambda: installed() | {entry.name: entry}  # type: ignore[assignment]
+
+
 def child(command: dict[str, Any]) -> int:
     """One run."""
     output = os.open(command["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -100,6 +110,7 @@ def main() -> None:
     """Import, then fork on command."""
     for module in ("torch", "transformers.models.qwen2.modeling_qwen2", "paper_repro.recipes.small", "tppo.runs.run"):
         importlib.import_module(module)
+    install_reinforce()
     print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)

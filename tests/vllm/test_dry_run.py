@@ -12,7 +12,9 @@ import pytest
 
 from paper_repro.reproduction.command import STOPPED
 from tests.support.launch import TOY, WORKER, succeed, torchrun
-from tppo.data.sources import DAPO_PROMPT, SLOT
+from tppo.data.catalogue import DAPO_PROMPT
+from tppo.data.sources import SLOT
+from tppo.engines.probe import BOUNDS
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.folder import read_metrics
 
@@ -49,7 +51,7 @@ def stages_done(out: Path) -> dict[str, Any]:
 
 def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    argv: list[str | Path] = ["--rung", "32b", "--dry-run", "--out", out, "--quiet", "--set", "engine=vllm"]
+    argv: list[str | Path] = ["--size", "32b", "--dry-run", "--out", out, "--quiet", "--set", "engine=vllm"]
     argv += problems(tmp_path / "data")
     stopped = torchrun(2, [WORKER, "stopped", "qwen2.5-32b-tppo", "1", *argv, "--stages", "data,value,tppo"])
     assert f"exitcode  : {STOPPED}" in stopped.stderr, stopped.stderr[-4000:]
@@ -58,7 +60,7 @@ def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: P
     assert len(read_metrics(run / "metrics.jsonl")) == 2
     assert len(list((run / "checkpoints" / "step-00000002" / "tensors").iterdir())) == 2  # one file a rank
 
-    succeed(torchrun(1, ["-m", "paper_repro.reproduction.command", *argv]))
+    succeed(torchrun(1, ["-m", "paper_repro.reproduction", *argv]))
     done = stages_done(out)
     assert done.keys() == {
         *("data", "value", "tppo-seed0", "ppo-seed0", "figures"),
@@ -87,3 +89,15 @@ def test_two_ranks_say_what_one_process_says(tmp_path: Path) -> None:
         tokens.append([[(r.uid, r.tokens.tolist()) for r in read_responses(path)[0]] for path in paths])
     assert len(tokens[0]) == 3
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_a_run_in_bfloat16_on_both_sides_passes_every_probe(tmp_path: Path) -> None:
+    """The default bound, over eight loads of weights that move."""
+    options = ["--task.base.width", "64", "--engine", "vllm", "--vllm.max-rows", "12", "--vllm.memory-fraction", "0.1"]
+    options += ["--compute.dtype", "bfloat16", "--algorithm.warmup-steps", "0"]
+    argv = ["train", *TOY, "--steps", "8", "--evaluation.every", "0", *options, "--out", tmp_path / "run"]
+    succeed(torchrun(1, ["-m", "tppo", *argv]))
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert len(metrics) == 8
+    assert all(m["policy_updates"] > 0 for m in metrics)
+    assert all(0 < m["engine_gap_mean"] < BOUNDS[True] / 3 for m in metrics)

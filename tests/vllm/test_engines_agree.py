@@ -13,11 +13,13 @@ import torch
 from scipy import stats
 
 from tests.support.helpers import tiny_lm
-from tppo.config.run import VllmOptions
+from tppo.algorithms.parts.select import every_window
 from tppo.engines.base import Engine
-from tppo.engines.embedded import TorchEngine
-from tppo.loop.slots import SlotWindow
+from tppo.engines.embedded import EmbeddedEngine
+from tppo.engines.options import VllmOptions
+from tppo.loop.slots import Slots
 from tppo.models.transformer import TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.types import GenerationRequest, Prompt, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -34,8 +36,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Transformer
     policy = TransformerPolicy(model)
     options = VllmOptions(max_rows=64, memory_fraction=0.1, max_model_tokens=64)
     engines: dict[str, Engine] = {
-        "torch": TorchEngine(policy),
-        "vllm": VllmEngine(Path(folder), options, dtype="float32", seed=0),
+        "torch": EmbeddedEngine(policy),
+        "vllm": VllmEngine(Path(folder), options, dtype="float32", seed=0, ranks=Ranks()),
     }
     for engine in engines.values():
         engine.load_policy(policy.weights(), 0)
@@ -91,17 +93,18 @@ def test_the_same_windowed_schedule(both: Any) -> None:
     sampling = Sampling(0.0, frozenset({0, 4, 9, 17}), seed=2)
     histories: dict[str, list[Any]] = {}
     for name, engine in engines.items():
-        window = SlotWindow(
+        slots = Slots(
             lambda i: Prompt(str(i), (1 + i % 22, 1 + (i * i) % 22)),
-            slots=12, group_size=3, window=5, max_response_tokens=17,
+            slots=12, group_size=3, window=5, max_response_tokens=17, select=every_window,
         )  # fmt: skip
         history = histories.setdefault(name, [])
         for version in range(12):
-            window.admit()
-            window.extend(engine.generate(window.requests(), sampling), version)
-            for r in window.in_flight:
+            batch = slots.admit()
+            slots.extend(engine.generate(slots.requests(), sampling), version)
+            for r in batch:
                 history.append((version, r.uid, r.group, r.status, list(r.tokens), list(r.window_starts)))
-            window.retire()
+            assert slots.settle(version) > 0
+            assert slots.take() == batch
     assert histories["torch"] == histories["vllm"]
     seen = {status.value for _, _, _, status, _, _ in histories["torch"]}
     assert seen == {"unfinished", "eos", "length"}

@@ -19,15 +19,15 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.filterwarnings("ig
 @pytest.mark.parametrize("engine", ["torch", "vllm"])
 def test_one_step_on_either_engine(engine: Any) -> None:
     config = smollm2_135m().with_values(
-        engine=engine, rollout__slots=4, policy__mini_batch=4, critic__mini_batch=4,
-        algorithm__value_target__warmup_steps=0, evaluation__problems=4,
+        engine=engine, rollout__slots=4, policy__mini_batch=4, algorithm__critic__mini_batch=4,
+        algorithm__warmup_steps=0, evaluation__problems=4,
     )  # fmt: skip
     trainer = build_trainer(config)
     assert "How many" in trainer.workload.decode(trainer.workload.prompts(0).tokens)
-    before = copy.deepcopy(trainer.policy_module)
-    metrics = trainer.step()
+    before = copy.deepcopy(trainer.policy)
+    metrics = trainer.step().metrics
     assert metrics["new_tokens"] > 4
     assert metrics["engine_gap_max"] < 1e-3
     assert metrics["policy_updates"] == 1
-    assert not states_equal(before, trainer.policy_module)
+    assert not states_equal(before, trainer.policy)
     trainer.engine.close()

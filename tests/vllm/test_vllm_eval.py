@@ -11,7 +11,7 @@ import pytest
 
 from paper_repro.comparisons.aime import EvalCommand, evaluate
 from tests.support.eval_models import save_model, save_problems
-from tppo.config.run import VllmOptions
+from tppo.engines.options import VllmOptions
 from tppo.evaluation.run import EvalSettings
 
 pytestmark = [

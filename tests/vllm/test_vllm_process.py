@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from tests.support.helpers import tiny_lm
-from tppo.config.run import VllmOptions
 from tppo.engines.base import Engine
+from tppo.engines.options import VllmOptions
 from tppo.engines.probe import probe
 from tppo.engines.restarting import RestartingEngine
 from tppo.errors import EngineDied, RewardError
 from tppo.models.transformer import TransformerPolicy
+from tppo.ranks.ranks import Ranks
 from tppo.types import Continuation, GenerationRequest, Sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -57,7 +58,7 @@ class Setup:
         from tppo.engines.vllm import VllmEngine
 
         before = children()
-        engine = VllmEngine(self.folder, OPTIONS, dtype="float32", seed=0)
+        engine = VllmEngine(self.folder, OPTIONS, dtype="float32", seed=0, ranks=Ranks())
         self.processes.append(children() - before)
         return engine
 
@@ -71,7 +72,8 @@ def test_death_in_a_window_stops_the_run_or_is_survived(tmp_path: Path) -> None:
     setup = Setup(tmp_path)
     engine = RestartingEngine(setup.start, restarts=1)
     engine.load_policy(setup.policy.weights(), 0)
-    assert probe(engine, setup.policy, (1, 2), bound=1e-4, version=0) < 1e-5  # weights came through files
+    gap = lambda: probe(engine, setup.policy, [(1, 2)], bound=1e-4, version=0, ranks=Ranks())  # noqa: E731
+    assert gap() < 1e-5  # weights came through files
     undisturbed = engine.generate(REQUESTS, SAMPLING)
 
     seen: list[int] = []
@@ -84,7 +86,7 @@ def test_death_in_a_window_stops_the_run_or_is_survived(tmp_path: Path) -> None:
     assert engine.generate(REQUESTS, SAMPLING, kill_after_the_third) == undisturbed
     assert sorted(seen) == list(range(12))  # each reported once, though some were made twice
     assert len(setup.processes) == 2
-    assert probe(engine, setup.policy, (1, 2), bound=1e-4, version=0) < 1e-5  # the new one has the weights
+    assert gap() < 1e-5  # the new one has the weights
 
     seen.clear()
     with pytest.raises(EngineDied, match="process of the vLLM engine is gone"):

@@ -30,9 +30,9 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]  # vLLM's 
 STEPS = 5
 ARGS = [
     "toy-language", "--engine", "vllm", "--vllm.memory-fraction", "0.1", "--steps", str(STEPS), "--rollout.slots", "16",
-    "--rollout.max-response-tokens", "48", "--algorithm.schedule.window", "8",
-    "--algorithm.value-target.warmup-steps", "1", "--algorithm.policy-loss.entropy-coef", "0.01",
-    "--policy.mini-batch", "8", "--critic.mini-batch", "8", "--evaluation.problems", "4", "--checkpoint.every", "1",
+    "--rollout.max-response-tokens", "48", "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
+    "--algorithm.entropy", "0.01", "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8",
+    "--evaluation.problems", "4", "--checkpoint.every", "1",
     "--task.base.examples", "3000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
     "--task.base.layers", "1", "--task.base.width", "64", "--task.base.heads", "2", "--task.base.mlp-width", "64",
     "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
@@ -119,8 +119,9 @@ def test_killed_and_resumed(moment: str, undisturbed: Path, tmp_path: Path) -> N
 def test_an_exported_checkpoint_is_loaded_by_vllm(undisturbed: Path, tmp_path: Path) -> None:
     """The export's own weights, by vLLM and by transformers, to float32 round-off of one another."""
     from tppo.cli import main
-    from tppo.config.run import VllmOptions
+    from tppo.engines.options import VllmOptions
     from tppo.engines.vllm import VllmEngine
+    from tppo.ranks.ranks import Ranks
 
     before = os.environ.get("TPPO_CACHE")
     os.environ["TPPO_CACHE"] = str(undisturbed.with_name("cache"))
@@ -132,7 +133,8 @@ def test_an_exported_checkpoint_is_loaded_by_vllm(undisturbed: Path, tmp_path: P
     state = newest_tensors(undisturbed)
     assert all(torch.equal(weights[name], state[f"policy.model.{name}"]) for name in weights)
     assert json.loads((tmp_path / "model" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
-    engine = VllmEngine(tmp_path / "model", VllmOptions(max_rows=4, memory_fraction=0.1), dtype="float32", seed=0)
+    options = VllmOptions(max_rows=4, memory_fraction=0.1)
+    engine = VllmEngine(tmp_path / "model", options, dtype="float32", seed=0, ranks=Ranks())
     tokens = [3, 9, 14, 7, 21, 30]
     theirs = torch.tensor(engine.score(tokens, 1))
     engine.close()

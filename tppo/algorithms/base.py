@@ -157,7 +157,12 @@ class Parts:
     @property
     def reads(self) -> frozenset[str]:
         """Every column that some part reads."""
-        reads = [*(term.reads for term in self.terms), *(reward.reads for reward in self.rewards)]
+        return self.reads_first.union(*(term.reads for term in self.terms))
+
+    @property
+    def reads_first(self) -> frozenset[str]:
+        """Columns that rewards and advantage read: in every step, before there are advantages."""
+        reads = [reward.reads for reward in self.rewards]
         return frozenset[str]().union(*reads, self.advantage.reads if self.advantage else ())
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 from tppo.algorithms.auxiliaries import GIVERS
 from tppo.algorithms.base import Algorithm, Parts, Rollout, no_tokens
+from tppo.algorithms.parts.select import every_window
 from tppo.errors import ConfigError
 
 ALWAYS = frozenset({"rewards", "behaviour", "train", "old", "entropy"})
@@ -22,8 +23,9 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
     owners = Counter(column for a in parts.auxiliaries for column in a.gives)
     if twice := [column for column, count in owners.items() if count > 1]:
         raise ConfigError("algorithm", name, "one auxiliary for each column", f"two give {twice[0]!r}")
-    given = ALWAYS | owners.keys() | (parts.advantage.gives if parts.advantage else frozenset())
-    if missing := sorted(parts.reads - given):
+    first = ALWAYS | owners.keys()
+    given = first | (parts.advantage.gives if parts.advantage else frozenset())
+    if missing := sorted((parts.reads_first - first) | (parts.reads - given)):
         who = GIVERS.get(missing[0], "an advantage" if missing[0] == "advantages" else "no part that this library has")
         raise ConfigError(
             "algorithm",
@@ -39,6 +41,13 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
         )
     if any(t.aggregation == "constant" and not t.constant_length for t in parts.terms):
         raise ConfigError("algorithm", name, "a constant_length for a term of aggregation 'constant'")
+    if any(t.aggregation != "constant" and t.constant_length is not None for t in parts.terms):
+        raise ConfigError("algorithm", name, "aggregation 'constant' for a term with a constant_length")
+    if parts.groups is not None and parts.select is every_window:
+        raise ConfigError(
+            "algorithm", name, "a select that waits for whole groups beside Parts.groups",
+            "in a step of several rounds every_window would leave the first rounds' windows untrained",
+        )  # fmt: skip
     if not parts.terms and not any(a.optimizer for a in parts.auxiliaries):
         raise ConfigError(
             "algorithm", name, "at least one term, or an auxiliary that trains", "nothing would be learned"

@@ -37,7 +37,7 @@ from tppo.ranges import Range
 
 @dataclass(frozen=True)
 class TPPO(PPO):
-    """PPO that trains on windows.
+    """Truncated PPO: PPO that trains on windows.
 
     >>> TPPO().boundary
     'repeat'

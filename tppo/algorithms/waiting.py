@@ -51,7 +51,7 @@ class Waiting(PPO):
 
 @dataclass(frozen=True)
 class WaitingBehaviour(Waiting):
-    """The same with the ratio to the policy that sampled the token."""
+    """Waiting, with the ratio to the policy that sampled the token."""
 
     name: ClassVar[str] = "waiting-behaviour"
 

@@ -45,20 +45,21 @@ def read_config(run: Path) -> RunConfig:
 def config_of(tree: Any, path: Path) -> RunConfig:
     """The configuration that ``as_dict`` wrote down, from ``path``. Raises DataError, FormatError, ConfigError.
 
-    Classes of task and algorithm are looked up by name, so only those that installed entry points lead to are accepted:
-    a file from elsewhere cannot make this import what it likes.
+    Classes of task and algorithm are looked up by name, so only those of packages with recipes, and of modules with
+    algorithms, that installed entry points lead to are accepted: a file from elsewhere cannot make this import what it
+    likes.
     """
     try:
         task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
-        if "class" not in algorithm:
-            raise FormatError(
-                f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
-                "Go on with it by the version that wrote it (its config.json names the revision), or train again"
-            )
-        task_class, algorithm_class = task.pop("class"), algorithm.pop("class")
+        task_class, algorithm_class = task.pop("class"), algorithm.pop("class", None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
-    homes = {e.value.partition(":")[0].rpartition(".")[0] for e in recipe_entry_points().values()}
+    if algorithm_class is None:
+        raise FormatError(
+            f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
+            "Go on with it by the version that wrote it (its config.json names the revision), or train again"
+        )
+    homes = {e.value.partition(":")[0].partition(".")[0] for e in recipe_entry_points().values()}
     of_task = _class(task_class, homes, TaskConfig, "task", path)
     homes = {e.value.partition(":")[0] for e in algorithm_entry_points().values()}
     of_algorithm = _class(algorithm_class, homes, Algorithm, "algorithm", path)

@@ -1,4 +1,4 @@
-"""Problems: loaded, checked, reported, turned into prompts, streamed.
+"""Problems: loaded, checked, reported.
 
 Nothing is skipped in silence: every row is a problem or is counted under one kind of finding, with its line.
 """
@@ -9,16 +9,14 @@ import math
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
-from tppo.data.sources import SLOT, DataSource, Policy, lookup, paths_of, read_rows, validate
+from tppo.data.readers import lookup, paths_of, read_rows
+from tppo.data.sources import SLOT, DataSource, OnBadRow, check_source
 from tppo.errors import ConfigError, DataError
-from tppo.types import Prompt
 
 SHOWN = 20
 """Lines listed in a report."""
@@ -26,22 +24,29 @@ SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """id: unique in its source. question: bare, without template. line: line of a .jsonl file, else row, from 1."""
+    """A question with its reference answer."""
 
     id: str
+    """Unique in its source."""
     question: str
+    """Bare, without the template."""
     answer: str
     source: str
+    """Name of the source."""
     line: int
+    """Line of a .jsonl file, else row, from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """count: rows of this kind. lines: the first 20 of them. example: what was wrong with one."""
+    """The rows of a source that have one thing wrong with them."""
 
     count: int
+    """Rows of this kind."""
     lines: tuple[int, ...]
+    """The first `SHOWN` of them."""
     example: str = ""
+    """What was wrong with one."""
 
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.lines) else ""
@@ -51,16 +56,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """rows: read, blank lines apart; always problems plus findings. copies: rows of each problem, itself included."""
+    """What a source holds: its problems, and every row that is none."""
 
     source: DataSource
     rows: int
+    """Rows read, blank lines apart; always problems plus findings."""
     problems: tuple[Problem, ...]
     copies: tuple[int, ...]
+    """Rows of each problem, itself included."""
     findings: dict[str, Finding]
+    """By kind: a field of `BadRows`, or 'limit'."""
 
     def count(self, kind: str) -> int:
-        """Rows of one kind of finding: a field of Policies, or 'limit'."""
+        """Rows of one kind of finding."""
         return self.findings[kind].count if kind in self.findings else 0
 
     def __str__(self) -> str:
@@ -114,7 +122,7 @@ def load_problems(source: DataSource) -> LoadReport:
 
     Raises ConfigError for a source that cannot be opened or a column that does not exist, DataError for bad content.
     """
-    validate(source)
+    check_source(source)
     notes, rows = _Notes(), 0
     names = [name for name in ("question", "answer", "id") if getattr(source.columns, name) is not None]
     absent, sample = set(names), dict[str, Any]()
@@ -141,9 +149,9 @@ def load_problems(source: DataSource) -> LoadReport:
             raise ConfigError(f"data.columns.{name}", getattr(source.columns, name), f"one of {found}")
     problems, copies = _unique(source, questions, notes)
     report = LoadReport(source, rows, problems, copies, notes.findings())
-    stop = [kind for kind in report.findings if getattr(source.policies, kind, "drop") == "error"]
+    stop = [kind for kind in report.findings if getattr(source.bad_rows, kind, "drop") == "error"]
     if stop:
-        remedy = " and ".join(f"data.policies.{kind} = 'drop'" for kind in stop)
+        remedy = " and ".join(f"data.bad_rows.{kind} = 'drop'" for kind in stop)
         raise DataError(f"{report}\nexpected no row of kind {', '.join(stop)}; mend the rows, or set {remedy}")
     if not problems:
         raise DataError(f"{report}\nexpected at least one problem; check the file and the columns")
@@ -214,10 +222,12 @@ def _unique(
 
 @dataclass(frozen=True)
 class Overlap:
-    """pairs: (training problem, the evaluation problem that asks the same). train: the training problems left."""
+    """Training problems that an evaluation asks too."""
 
     pairs: tuple[tuple[Problem, Problem], ...]
+    """(training problem, the evaluation problem that asks the same)."""
     train: tuple[Problem, ...]
+    """The training problems that are left."""
 
     def __str__(self) -> str:
         shown = [f"{a.source} line {a.line} = {b.source} line {b.line}" for a, b in self.pairs[:SHOWN]]
@@ -225,7 +235,7 @@ class Overlap:
         return f"{len(self.pairs)} training problems are in the evaluation" + "".join(f"\n  {s}" for s in shown + more)
 
 
-def check_overlap(train: Sequence[Problem], evaluation: Iterable[Problem], on_overlap: Policy = "error") -> Overlap:
+def check_overlap(train: Sequence[Problem], evaluation: Iterable[Problem], on_overlap: OnBadRow = "error") -> Overlap:
     """Training problems that are evaluation problems too, up to white space and case. Raises DataError on 'error'."""
     if on_overlap not in ("error", "drop"):
         raise ConfigError("on_overlap", on_overlap, "one of 'error', 'drop'")
@@ -242,95 +252,3 @@ def check_overlap(train: Sequence[Problem], evaluation: Iterable[Problem], on_ov
     if train and not overlap.train:
         raise DataError(f"{overlap}\nexpected at least one problem to train on; is it the same file?")
     return overlap
-
-
-@dataclass(frozen=True)
-class PromptReport:
-    """overlong: problems whose prompt is longer than the cap. longest: of all prompts [tokens]."""
-
-    prompts: list[Prompt]
-    overlong: Finding
-    longest: int
-
-    def __str__(self) -> str:
-        head = f"{len(self.prompts)} prompts, longest seen {self.longest} tokens"
-        return f"{head}\n  overlong: {self.overlong}" if self.overlong.count else head
-
-
-def to_prompts(
-    problems: Sequence[Problem],
-    encode: Callable[[str], Sequence[int]],
-    *,
-    template: str = SLOT,
-    chat: Callable[[str], str] | None = None,
-    max_prompt_tokens: int,
-    on_overlong: Policy = "error",
-) -> PromptReport:
-    """Fill the template, wrap it by ``chat`` (user's message -> text with role marks), encode, keep what fits.
-
-    With ``chat``, ``encode`` must add no special tokens: the chat template has them.
-    """
-    if template.count(SLOT) != 1:
-        raise ConfigError("template", template, f"text with exactly one {SLOT}")
-    if isinstance(max_prompt_tokens, bool) or not isinstance(max_prompt_tokens, int) or max_prompt_tokens < 1:
-        raise ConfigError("max_prompt_tokens", max_prompt_tokens, "a whole number in [1, inf) [tokens]")
-    if on_overlong not in ("error", "drop"):
-        raise ConfigError("on_overlong", on_overlong, "one of 'error', 'drop'")
-    prompts, lines, longest, example = [], [], 0, ""
-    for problem in problems:
-        text = template.replace(SLOT, problem.question)
-        tokens = tuple(encode(text if chat is None else chat(text)))
-        if not tokens or not all(isinstance(t, int | np.integer) for t in tokens):
-            found = f"{tokens[:3]!r}"
-            raise DataError(
-                f"{problem.source} line {problem.line}: encode gave {found}; expected token ids, at least one"
-            )
-        longest = max(longest, len(tokens))
-        if len(tokens) > max_prompt_tokens:
-            lines.append(problem.line)
-            example = example or f"{len(tokens)} tokens where {max_prompt_tokens} fit"
-        else:
-            ids = tuple(map(int, tokens))
-            prompts.append(Prompt(id=problem.id, tokens=ids, truth=problem.answer, source=problem.source))
-    report = PromptReport(prompts, Finding(len(lines), tuple(lines[:SHOWN]), example), longest)
-    if lines and on_overlong == "error":
-        raise DataError(f"{report}\nexpected none; raise max_prompt_tokens, or set on_overlong = 'drop'")
-    if not prompts:
-        raise DataError(f"{report}\nexpected at least one prompt; raise max_prompt_tokens, or load more problems")
-    return report
-
-
-class PromptStream:
-    """An endless order of prompts: ``stream(i)`` is the same prompt whenever it is asked, on every machine.
-
-    Each epoch is a permutation, by the ranks of Philox numbers keyed by (seed, epoch); nothing but the newest epoch is
-    kept.
-
-    >>> stream = PromptStream([Prompt(id=name, tokens=(1,)) for name in "abc"], seed=0)
-    >>> sorted(stream(i).id for i in range(3, 6))
-    ['a', 'b', 'c']
-    """
-
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        if not prompts:
-            raise DataError("prompts is empty; expected at least one prompt to stream")
-        if not 0 <= seed < 2**63:
-            raise ConfigError("seed", seed, "a number in [0, 2**63)")
-        self.prompts, self.seed = tuple(prompts), seed
-        self._newest = (-1, np.empty(0, dtype=np.int64))
-
-    def __call__(self, index: int) -> Prompt:
-        """The prompt at ``index``, from 0."""
-        if index < 0:
-            raise IndexError(f"index = {index}: expected 0 or more")
-        epoch, place = divmod(index, len(self.prompts))
-        newest, order = self._newest
-        if newest != epoch:
-            order = self._order(epoch)
-            self._newest = (epoch, order)
-        return self.prompts[order[place]]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        """Raw numbers and a stable sort: numpy promises both for all its versions, unlike ``permutation``."""
-        key = np.array([self.seed, 2**63 + epoch], dtype=np.uint64)  # the upper half: engines use the lower one
-        return np.argsort(np.random.Philox(key=key).random_raw(len(self.prompts)), kind="stable")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from tppo.evaluation.paired import Paired
+from tppo.evaluation.report import EvalReport
+from tppo.evaluation.store import Generation
 from tppo.figures import BLUE, GREEN, GREY, ORANGE, RED, new_figure, save_figure
-
-if TYPE_CHECKING:
-    from tppo.evaluation.paired import Paired
-    from tppo.evaluation.report import EvalReport
-    from tppo.evaluation.store import Generation
 
 NAMED = 45
 """Up to so many problems their names stand on the axis."""
@@ -26,7 +24,11 @@ def _short(problem: str) -> str:
 
 
 def draw_report(report: EvalReport, responses: Sequence[Sequence[Generation]], cap: int, path: Path) -> None:
-    """Problems sorted by rate; above their rates, below the lengths of their responses; the scores on the right."""
+    """Problems sorted by rate: above their rates, below the lengths of their responses; the scores on the right.
+
+    responses: [problem][sample].
+    cap: the most tokens that a response could have.
+    """
     figure = new_figure(14, 7.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(3.2, 1), height_ratios=(1, 1))
     rates = figure.add_subplot(grid[0, 0])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from tppo.config.run import VllmOptions
-from tppo.data.problems import Problem, to_prompts
+from tppo.data.problems import Problem
+from tppo.data.prompts import to_prompts
 from tppo.engines.base import Engine
 from tppo.environment import versions_of
 from tppo.errors import ConfigError
 from tppo.files import sha256_of_file
-from tppo.models.folder import chat_text, check_folder, context_length, end_tokens, load_tokenizer
+from tppo.models.chat import ChatTokenizer
+from tppo.models.folder import check_model_folder, context_length
 from tppo.types import Prompt
 
 EngineName = Literal["torch", "vllm"]
@@ -26,7 +28,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
 
     Trained weights differ from their base everywhere, so a sample tells them apart without reading 60 GB.
     """
-    check_folder(folder)
+    check_model_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     small = [p for p in files if p.suffix in (".json", ".jinja", ".model", ".txt") and p.name != "manifest.json"]
@@ -55,15 +57,9 @@ class Asked:
 
     def __init__(self, folder: Path, problems: Sequence[Problem], template: str, *, max_new_tokens: int) -> None:
         """Raises ConfigError for missing pieces and when prompt and response together exceed the model's context."""
-        tokenizer = load_tokenizer(folder)
+        chat = ChatTokenizer(folder)
         positions = context_length(folder)
-        report = to_prompts(
-            problems,
-            lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-            template=template,
-            chat=lambda question: chat_text(tokenizer, [("user", question)]),
-            max_prompt_tokens=2**31,
-        )
+        report = to_prompts(problems, chat.encode, template=template, max_prompt_tokens=2**31)
         if positions is not None and report.longest + max_new_tokens > positions:
             raise ConfigError(
                 "max_new_tokens",
@@ -73,10 +69,8 @@ class Asked:
             )
         self.prompts: list[Prompt] = report.prompts
         self.longest: int = report.longest
-        self.stop_ids = end_tokens(folder, tokenizer)
-        self.decode: Callable[[Sequence[int]], str] = lambda tokens: str(
-            tokenizer.decode(tokens, skip_special_tokens=True)
-        )
+        self.stop_ids = chat.stop_ids
+        self.decode = chat.decode
 
 
 def open_engine(

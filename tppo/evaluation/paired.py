@@ -18,28 +18,35 @@ EXACT = 12
 
 @dataclass(frozen=True)
 class Paired:
-    """Run A minus run B over the problems both were asked.
-
-    rates_a, rates_b, differences: of each problem, in the order of ``problems``. se_total: for new problems and new
-    samples, from the differences, s(d) / sqrt(P). se_sampling: for these problems and new samples; it takes the samples
-    of the two runs as independent, which errs on the wide side when they share random numbers. p_value: two-sided, of
-    the hypothesis that swapping the runs on any problem changes nothing. patterns: sign patterns tried; exact: all.
-    """
+    """Run A minus run B over the problems both were asked."""
 
     problems: tuple[str, ...]
+    """Their ids."""
     mean_a: float
     mean_b: float
     difference: float
+    """mean_a - mean_b."""
     rates_a: tuple[float, ...]
+    """Of each problem, in the order of ``problems``."""
     rates_b: tuple[float, ...]
+    """Likewise."""
     differences: tuple[float, ...]
+    """Likewise."""
     se_sampling: float
+    """Standard error for these problems and new samples. It takes the samples of the two runs as independent, which
+    errs on the wide side when they share random numbers."""
     se_total: float
+    """Standard error for new problems and new samples, from the differences: s(d) / sqrt(P)."""
     interval_sampling: tuple[float, float]
+    """95%, for these problems and new samples."""
     interval_total: tuple[float, float]
+    """95%, for new problems and new samples."""
     p_value: float
+    """Two-sided, of the hypothesis that swapping the runs on any problem changes nothing."""
     patterns: int
+    """Sign patterns that were tried."""
     exact: bool
+    """Whether these are all there are."""
 
 
 def compare(

@@ -28,36 +28,49 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class ProblemResult:
-    """One problem: how many of its samples are right, Wilson's 95% interval of that rate, and what was answered.
-
-    majority: the most frequent answers (several in a tie), as ``vote_key`` writes them. length: mean [tokens].
-    truncated, unanswered: share of samples that hit the cap, that hold no answer.
-    """
+    """One problem: how many of its samples are right, and what was answered."""
 
     problem: str
+    """Its id."""
     samples: int
     correct: int
+    """Samples that are right."""
     rate: float
+    """Share of samples that are right."""
     interval: tuple[float, float]
+    """Wilson's 95% interval of that rate."""
     truth: str
+    """The reference answer, as ``vote_key`` writes it."""
     majority: tuple[str, ...]
+    """The most frequent answers (several in a tie), as ``vote_key`` writes them."""
     length: float
+    """Mean of its responses [tokens]."""
     truncated: float
+    """Share of samples that hit the cap."""
     unanswered: float
+    """Share of samples that hold no answer."""
 
 
 @dataclass(frozen=True)
 class EvalReport:
-    """scores: avg@k, then pass@j and maj@j for j = 2, 4, 8, ... and k. lengths of responses [tokens]."""
+    """An evaluation in numbers."""
 
     name: str
+    """Of the data."""
     samples: int
+    """Responses to each problem."""
     scores: tuple[Score, ...]
+    """avg@k, then pass@j and maj@j for j = 2, 4, 8, ... and k."""
     problems: tuple[ProblemResult, ...]
+    """In the order of the data."""
     mean_length: float
+    """Of all responses [tokens]."""
     longest: int
+    """Of all responses [tokens]."""
     truncated: float
+    """Share of responses that hit the cap."""
     unanswered: float
+    """Share of responses that hold no answer."""
 
     def summary(self) -> dict[str, Any]:
         """The content of scores.json: the same bytes for the same generations."""
@@ -151,13 +164,10 @@ def _problem(prompt: Prompt, row: Sequence[Generation]) -> ProblemResult:
     )
 
 
-def write_report(folder: EvalFolder, report: EvalReport, responses: Sequence[Sequence[Generation]], cap: int) -> None:
-    """scores.json, problems.csv, figure.png. cap: the most tokens a response could have."""
-    from tppo.evaluation.figure import draw_report
-
+def write_report(folder: EvalFolder, report: EvalReport) -> None:
+    """scores.json and problems.csv; the figure is drawn by ``tppo.evaluation.figure``."""
     folder.write_json("scores.json", report.summary())
     folder.write_text("problems.csv", report.csv())
-    draw_report(report, responses, cap, folder.path / "figure.png")
 
 
 def read_correct(folder: Path) -> dict[str, list[bool]]:

@@ -18,9 +18,7 @@ from tppo.evaluation.store import EvalFolder, Generation
 from tppo.grading.answers import find_answer
 from tppo.grading.reward import SubmittingReward
 from tppo.ranges import Range
-from tppo.types import Continuation, GenerationRequest, Prompt, Sampling
-
-_UID_BASE = 2**62  # evaluation never shares a random number with training
+from tppo.types import EVALUATION_UIDS, Continuation, GenerationRequest, Prompt, Sampling
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def response_uid(problem: str, sample: int) -> int:
     True
     """
     digest = hashlib.sha256(f"{sample} {problem}".encode()).digest()
-    return _UID_BASE + int.from_bytes(digest[:8], "big") % _UID_BASE
+    return EVALUATION_UIDS + int.from_bytes(digest[:8], "big") % 2**62
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:

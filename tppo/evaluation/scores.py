@@ -39,15 +39,22 @@ Z = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True)
 class Score:
-    """value and standard errors in [0, 1]; intervals are 95%. NaN is 'not identifiable'; see the top of the file."""
+    """A score with its errors, as the top of the file defines them. NaN is 'not identifiable'."""
 
     name: str
+    """Such as 'avg@32'."""
     value: float
+    """In [0, 1]."""
     se_sampling: float
+    """Standard error for the same problems and new samples."""
     se_problems: float
+    """Standard error of the choice of problems alone."""
     se_total: float
+    """Standard error for new problems and new samples."""
     interval_sampling: tuple[float, float]
+    """95%, for the same problems and new samples."""
     interval_total: tuple[float, float]
+    """95%, for new problems and new samples."""
 
 
 def wilson(value: float, size: float, quantile: float = Z) -> tuple[float, float]:
@@ -64,14 +71,16 @@ def wilson(value: float, size: float, quantile: float = Z) -> tuple[float, float
     return max(0.0, centre - half) if value > 0 else 0.0, min(1.0, centre + half) if value < 1 else 1.0
 
 
-def student_quantile(freedom: int) -> float:
-    """The 97.5% quantile of Student's t, from its finite series (Abramowitz and Stegun, 26.7.3 and 26.7.4).
+def student_quantile(freedom: int, level: float = 0.975) -> float:
+    """A quantile of Student's t above the median, from its finite series (Abramowitz and Stegun, 26.7.3 and 26.7.4).
 
     >>> [round(student_quantile(f), 3) for f in (1, 2, 5, 29)]
     [12.706, 4.303, 2.571, 2.045]
     """
+    if not 0.5 <= level < 1.0 or freedom < 1:
+        raise ValueError(f"freedom, level: found {freedom}, {level}; expected at least 1 and 0.5 <= level < 1")
     if freedom > 5000:
-        return Z
+        return NormalDist().inv_cdf(level)
     odd = freedom % 2
     steps = np.arange(2 + odd, freedom - 1, 2)  # the j-th term is the one before times (j - 1) / j cos^2
     low, high = 0.0, math.pi / 2
@@ -82,7 +91,7 @@ def student_quantile(freedom: int) -> float:
         inside = math.sin(angle) * series
         if odd:
             inside = 2 / math.pi * (angle + math.cos(angle) * inside)
-        low, high = (angle, high) if inside < 0.95 else (low, angle)
+        low, high = (angle, high) if inside < 2 * level - 1 else (low, angle)
     return math.sqrt(freedom) * math.tan((low + high) / 2)
 
 
@@ -188,12 +197,16 @@ def pass_at(correct: np.ndarray, k: int) -> Score:
 
 @dataclass(frozen=True)
 class Ballot:
-    """The votes on one problem: keys, counts_C, right_C (share of each answer's samples graded right), abstentions."""
+    """The votes on one problem."""
 
     keys: tuple[str, ...]
+    """The answers, as ``vote_key`` writes them, in order of appearance."""
     counts_C: np.ndarray
+    """Votes for each."""
     right_C: np.ndarray
+    """Share of each answer's samples that are graded right."""
     abstentions: int
+    """Samples without an answer."""
 
     @staticmethod
     def of(correct_N: Sequence[bool] | np.ndarray, answers: Sequence[str | None]) -> Ballot:

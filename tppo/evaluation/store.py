@@ -21,19 +21,21 @@ _FREE = {"model.path", "model.name", "data.path", "environment"}
 
 @dataclass(frozen=True)
 class Generation:
-    """One graded response: a line of generations.jsonl.
-
-    uid, seed: together they fix its random numbers. tokens: sampled, a stop token included. finish: 'stop' is a stop
-    token, 'length' is the cap. answer: as extracted from the text, None when there is none.
-    """
+    """One graded response: a line of generations.jsonl."""
 
     problem: str
+    """Id of its problem."""
     sample: int
+    """Which of the responses to that problem, from 0."""
     uid: int
+    """Together with the seed, what its random numbers follow from."""
     seed: int
     tokens: int
+    """Sampled tokens, a stop token included."""
     finish: Literal["stop", "length"]
+    """'stop' is a stop token, 'length' is the cap."""
     answer: str | None
+    """As found in the text, None when there is none."""
     correct: bool
     text: str
 
@@ -68,7 +70,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
+def check_evaluation_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the folder is new, empty, or holds an evaluation with the same manifest."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError("out", str(folder), "a folder")
@@ -117,14 +119,17 @@ def _parse(line: bytes) -> Generation:
 class EvalFolder:
     """An evaluation's folder, open for one process at a time.
 
-    done: generations that were there. dropped: bytes of a torn last line, cut off now. Raises ConfigError as
-    ``check_folder``, and when another process writes to it; DataError for a file that is damaged otherwise.
+    Raises ConfigError as ``check_evaluation_folder``, and when another process writes to it; DataError for a file that
+    is damaged otherwise.
+
+    done: generations that were there.
+    dropped: bytes of a torn last line, cut off now.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         import fcntl
 
-        check_folder(path, manifest)
+        check_evaluation_folder(path, manifest)
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         if not (path / MANIFEST).exists():

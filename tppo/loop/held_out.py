@@ -10,9 +10,7 @@ from tppo.config.run import RunConfig
 from tppo.data.workload import Workload
 from tppo.engines.base import Engine
 from tppo.grading.grader import Grader
-from tppo.types import GenerationRequest, Response, Sampling, Status
-
-_UID_BASE = 2**62  # evaluation never shares a random number with training
+from tppo.types import EVALUATION_UIDS, GenerationRequest, Response, Sampling, Status
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def evaluate(workload: Workload, engine: Engine, grader: Grader, config: RunConf
     """
     e, cap = config.evaluation, config.rollout.max_response_tokens
     responses = [
-        Response(uid=_UID_BASE + i * e.samples + k, group=i, prompt=workload.held_out(i))
+        Response(uid=EVALUATION_UIDS + i * e.samples + k, group=i, prompt=workload.held_out(i))
         for i in range(e.problems)
         for k in range(e.samples)
     ]

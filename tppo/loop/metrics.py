@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ class Step:
     sampled_by: int
     """Version of the policy that generated in this step."""
     responses: list[Response]
-    """That trained, as they stand now."""
+    """That trained; unfinished ones go on in the next step."""
     batch: Batch
     """Made of them."""
     columns: Columns
@@ -65,15 +65,15 @@ class Step:
     trains: bool
     """Whether the policy trained."""
     slots: Slots
-    """The run's, as they stand now."""
+    """The run's; they go on in the next step."""
     stats: dict[str, float | None]
     """Metrics of the updates."""
     clock: PhaseClock
+    metrics: dict[str, Any] = field(init=False)
+    """One line of metrics.jsonl, as things stood at the end of this step."""
 
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """One line of metrics.jsonl."""
-        return {
+    def __post_init__(self) -> None:
+        metrics = {
             "step": self.number,
             "policy_version": self.sampled_by,
             "new_tokens": self.clock.tokens.get("generate", 0),
@@ -84,6 +84,7 @@ class Step:
             **self.stats,
             **self.clock.metrics(),
         }
+        object.__setattr__(self, "metrics", metrics)
 
 
 def response_metrics(responses: Sequence[Response]) -> dict[str, float | None]:

@@ -50,6 +50,8 @@ class Slots:
         """Finished members of groups that are not complete, outside the slots."""
         self.ready: list[Response] = []
         """Selected in this step, to be taken at its end."""
+        self.new_tokens = 0
+        """Generated in this step; a run may have to go on between two of its rounds."""
 
     def admit(self) -> list[Response]:
         """Fill the free slots and return all responses of this round: carried ones first, in their order."""
@@ -78,8 +80,8 @@ class Slots:
         """Append what the engine sampled with policy ``version`` and set each response's status; returns the number of
         new tokens.
 
-        Raises EngineError when the engine answers for the wrong responses, returns too many tokens, or stops early
-        without saying why: a cut must never be taken for an end.
+        Raises EngineError, with nothing appended, when the engine answers for the wrong responses, returns too many
+        tokens, or stops early without saying why: a cut must never be taken for an end.
         """
         if [c.uid for c in continuations] != [r.uid for r in self.in_flight]:
             raise EngineError("the engine returned other responses, or another order, than it was asked for")
@@ -95,12 +97,15 @@ class Slots:
                     f"response {response.uid}: ended without a token in a later window; expected the stop token, "
                     "or the decision to stop would be nobody's"
                 )
+        for response, c in zip(self.in_flight, continuations, strict=True):
             response.extend(c.tokens, c.logprobs, version)
             if c.stopped:
                 response.status = Status.EOS if response.tokens else Status.EMPTY
             elif len(response.tokens) >= self.max_response_tokens:
                 response.status = Status.LENGTH
-        return sum(len(c.tokens) for c in continuations)
+        new = sum(len(c.tokens) for c in continuations)
+        self.new_tokens += new
+        return new
 
     def settle(self, version: int) -> int:
         """Judge every group once its new tokens are graded, and free the slots of finished responses.
@@ -128,7 +133,7 @@ class Slots:
 
     def take(self) -> list[Response]:
         """The responses that train in this step, oldest first. Every unfinished one keeps its slot."""
-        taken, self.ready = self.ready, []
+        taken, self.ready, self.new_tokens = self.ready, [], 0
         return taken
 
 

@@ -73,7 +73,7 @@ class Trainer:
         for aux in p.auxiliaries:  # 5: values, reference
             with clock.phase(aux.name):
                 columns |= aux.columns(networks.context(aux, key, version), batch, train_N)
-        if trains and p.reads & {"old", "entropy"}:  # 6: the policy before the update
+        if (p.reads if trains else p.reads_first) & {"old", "entropy"}:  # 6: the policy before the update
             with clock.phase("logprobs", int(train_N.sum())):
                 columns["old"], columns["entropy"] = self.call.logprobs(self.policy, batch, train_N)
                 check_finite("log-probabilities", columns["old"], uids=batch.uids_S, row_N=batch.row_N)
@@ -99,6 +99,7 @@ class Trainer:
     def collect(self, clock: PhaseClock) -> list[Response]:
         """Rounds of generation until the algorithm has what it trains on: one, unless it waits for whole groups."""
         cap, wanted = self.config.rollout.max_response_tokens, self.parts.groups or 1
+        clock.count("generate", self.slots.new_tokens)
         for _ in range(PATIENCE * -(-cap // self.slots.window)):
             responses = self.slots.admit()
             with clock.phase("load_policy"):

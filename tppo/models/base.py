@@ -26,6 +26,13 @@ class Model(torch.nn.Module):
         """``work(self, *args, **kwargs)``."""
         return work(self, *args, **kwargs)
 
+    def check(self, *, longest: int | None, decodes: bool, packed: bool) -> None:
+        """Raise ConfigError where what is computed here is not what the model is; asked once, of loaded weights.
+
+        longest: prompt and response together [tokens], None if unknown. decodes: the embedded engine calls it too.
+        packed: rows come packed.
+        """
+
 
 class DecodeState(Protocol):
     """Rows being decoded: a key/value cache, or whatever the model needs to go on. Rows keep their own lengths."""

@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face format: what must be in them, and loading policy, critic and tokenizer.
+"""Model folders in the Hugging Face format: what must be in them, and loading policy and critic.
 
 Weights are read from safetensors only, and no code from a model folder is ever run.
 """
@@ -6,11 +6,11 @@ Weights are read from safetensors only, and no code from a model folder is ever 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError
+from tppo.files import write_whole
 
 FILE_BYTES = 4 * 2**30
 """Largest weight file that `export` writes."""
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tppo.ranks.ranks import Ranks
 
 
-def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
+def check_model_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
     """The config of a complete model folder. Raises ConfigError that names every missing piece.
 
     tokenizer: whether one is needed.
@@ -56,7 +56,7 @@ def check_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
 
 def context_length(folder: Path) -> int | None:
     """Positions of the model [tokens], or None when its config does not say."""
-    found = check_folder(folder).get("max_position_embeddings")
+    found = check_model_folder(folder).get("max_position_embeddings")
     return int(found) if found else None
 
 
@@ -67,15 +67,38 @@ def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    check_folder(folder)
+    check_model_folder(folder, tokenizer=False)
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = str(error).strip().splitlines()[0]
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError("model", str(folder), "a causal language model that transformers loads", said) from error
+    if missing := sorted(info["missing_keys"]):  # transformers would make these up
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise ConfigError("model", str(folder), f"every weight of its config.json; missing: {shown}")
+    check_head(folder, model.config)
+    return model
+
+
+def check_head(folder: Path, config: Any) -> None:
+    """Raise ConfigError for a tied output layer beside another in the files: readers would differ in which counts."""
+    import torch
+
+    from tppo.models.weights import read_weight
+
+    if not getattr(config, "tie_word_embeddings", False):
+        return
+    head, table = read_weight(folder, "lm_head.weight"), read_weight(folder, "embed_tokens.weight")
+    if head is None or table is None or torch.equal(head, table):
+        return
+    raise ConfigError(
+        "model.tie_word_embeddings", True, f"False for {folder}: its files hold an output layer of its own",
+        "correct config.json, or take lm_head.weight out of the files",
+    )  # fmt: skip
 
 
 def empty_causal_lm(folder: Path) -> Any:
@@ -83,7 +106,7 @@ def empty_causal_lm(folder: Path) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    check_folder(folder, tokenizer=False)
+    check_model_folder(folder, tokenizer=False)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
@@ -139,6 +162,7 @@ def fill(model: Model, folder: Path) -> None:
 
     assert isinstance(model, TransformerPolicy | TransformerCritic)
     inner = model.hugging_face
+    check_head(folder, inner.config)
     if any(p.is_meta for p in model.parameters()):
         raise ValueError("fill: found weights on the meta device; expected a place for them (Module.to_empty)")
     inner.tie_weights()
@@ -149,10 +173,31 @@ def fill(model: Model, folder: Path) -> None:
     try:
         read_weights(folder, model.file_names())
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError("model", str(folder), "the weights of its config.json", str(error)) from None
+        _fill_through_transformers(model, folder, error)
     if isinstance(model, TransformerCritic):
         torch.nn.init.zeros_(model.head.weight)
         torch.nn.init.zeros_(model.head.bias)
+
+
+def _fill_through_transformers(model: Any, folder: Path, reason: Exception) -> None:
+    """For architectures whose files name or cut weights otherwise than the model does (GPT-NeoX, mixtures of experts):
+    transformers reads the whole model on every rank, and each keeps its part. Raises ConfigError.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    from tppo.ranks.shard import put
+
+    try:
+        whole = load_causal_lm(folder)
+    except (ConfigError, SafetensorError) as error:
+        raise ConfigError("model", str(folder), "the weights of its config.json", f"{reason}; {error}") from None
+    own = dict(whole.named_parameters())
+    with torch.no_grad():
+        for name, weight in model.file_names().items():
+            if name not in own or own[name].shape != weight.shape:
+                raise ConfigError("model", str(folder), "the weights of its config.json", str(reason))
+            put(weight, own[name].detach())
 
 
 def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
@@ -171,7 +216,8 @@ def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         model.config.save_pretrained(folder)
         if model.can_generate():
-            model.generation_config.save_pretrained(folder)
+            # As it was: transformers refuses to save what it accepts, such as a temperature without sampling.
+            write_whole(folder / "generation_config.json", model.generation_config.to_json_string(use_diff=True) + "\n")
     files: list[dict[str, Any]] = [{}]
     sizes, weight_map = [0], dict[str, str]()
 
@@ -207,38 +253,3 @@ def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int)
     if count > 1:
         index = {"metadata": {"total_size": size}, "weight_map": {w: names[part] for w, part in weight_map.items()}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer. Raises ConfigError when it cannot be loaded or has no end token: no response could ever end."""
-    from transformers import AutoTokenizer
-
-    check_folder(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError("model", str(folder), "a tokenizer that transformers loads", said) from error
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "model.tokenizer.eos_token", None, f"an end token in the tokenizer of {folder}", "set it and save it again"
-        )
-    return tokenizer
-
-
-def end_tokens(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """Token ids that end a response: the tokenizer's, and those that the model's generation config adds."""
-    ids: set[int] = {int(tokenizer.eos_token_id)}
-    path = folder / "generation_config.json"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        ids |= {int(i) for i in (found if isinstance(found, list) else [found]) if i is not None}
-    return frozenset(ids)
-
-
-def chat_text(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> str:
-    """The chat template over (role, content) turns, ending where the model is to answer. ConfigError without one."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("model.tokenizer.chat_template", None, "a chat template", "or a prompt that is plain text")
-    messages = [{"role": role, "content": content} for role, content in turns]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

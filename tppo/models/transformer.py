@@ -14,6 +14,7 @@ from tppo.errors import ConfigError
 from tppo.models.base import CriticModel, PolicyModel
 from tppo.models.head import single_linear
 from tppo.models.packed import accept_packed, packed_hidden
+from tppo.models.soundness import check_attention, check_forward, without_dropout
 
 
 class TransformerPolicy(PolicyModel):
@@ -24,7 +25,7 @@ class TransformerPolicy(PolicyModel):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        _require_full_attention(model.config)
+        without_dropout(model)
         accept_packed(model.config)
         self.model = model
         self.vocab_size: int = model.config.vocab_size
@@ -60,7 +61,12 @@ class TransformerPolicy(PolicyModel):
 
     def blocks(self) -> list[nn.Module]:
         """Layers, the units in which weights are gathered when they are sharded."""
-        return list(self.model.base_model.layers)
+        return layers_of(self.model.base_model)
+
+    def check(self, *, longest: int | None, decodes: bool, packed: bool) -> None:
+        """Its own forward pass is what is computed here."""
+        check_attention(self.model.config, longest)
+        check_forward(self, decodes=decodes, packed=packed)
 
     def decode_state(self, rows: int, capacity: int) -> TransformerDecodeState:
         """An empty static cache."""
@@ -75,7 +81,7 @@ class TransformerCritic(CriticModel):
 
     def __init__(self, body: Any) -> None:
         super().__init__()
-        _require_full_attention(body.config)
+        without_dropout(body)
         accept_packed(body.config)
         self.body = body
         self.head = nn.Linear(body.config.hidden_size, 1, dtype=body.dtype, device=body.device)
@@ -94,7 +100,7 @@ class TransformerCritic(CriticModel):
 
     def blocks(self) -> list[nn.Module]:
         """Layers, as for the policy."""
-        return list(self.body.layers)
+        return layers_of(self.body)
 
     def hidden(self, ids_BT: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, D]."""
@@ -104,21 +110,25 @@ class TransformerCritic(CriticModel):
         """Hidden states [T, D] of sequences one behind the other: no padding, no mask. See ``packed.packed_hidden``."""
         return packed_hidden(self.body, ids_T, lengths_B)
 
+    def check(self, *, longest: int | None, decodes: bool, packed: bool) -> None:
+        """Every layer looks at every position."""
+        check_attention(self.body.config, longest)
+
     def values(self, hidden_XD: torch.Tensor) -> torch.Tensor:
         """V [X], in float32 at least."""
         value = self.head(hidden_XD).squeeze(-1)
         return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def _require_full_attention(config: Any) -> None:
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+def layers_of(body: Any) -> list[nn.Module]:
+    """The decoder layers of a base model, whatever it calls them. Raises ConfigError where there is no such list."""
+    count = body.config.num_hidden_layers
+    found = [m for m in body.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    if not found:
         raise ConfigError(
-            "model.layer_types",
-            sorted(kinds),
-            "full_attention in every layer",
-            "the static cache keeps every position; use another engine for sliding-window or recurrent layers",
+            "model", type(body).__name__, f"a list of {count} layers, the units in which weights are sharded"
         )
+    return list(found[0])
 
 
 class _RowCache(Cache):
@@ -129,18 +139,18 @@ class _RowCache(Cache):
 
     def __init__(self, config: Any, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layers=[])
-        heads = config.num_key_value_heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, rows, heads, capacity, dim)
-        # Zeros, not empty: attention multiplies masked positions by zero, and zero times NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.vals = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers_of_model, self.rows, self.capacity = config.num_hidden_layers, rows, capacity
+        # Made at the first prefill, which knows the heads: configurations name them in many ways.
+        self.keys = torch.empty(0, dtype=dtype, device=device)
+        self.vals = torch.empty(0, dtype=dtype, device=device)
         self.first_row = 0
         self.position_B: torch.Tensor | None = None  # None while prefilling
         self.width = 0
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Called by the model's attention layers."""
+        if not self.keys.numel():
+            self.keys, self.vals = self._room(key_states), self._room(value_states)
         keys, vals = self.keys[layer_idx], self.vals[layer_idx]
         batch, length = key_states.shape[0], key_states.shape[2]
         if self.position_B is None:
@@ -152,6 +162,12 @@ class _RowCache(Cache):
         keys[index, :, self.position_B] = key_states[:, :, 0]
         vals[index, :, self.position_B] = value_states[:, :, 0]
         return keys[:batch, :, : self.width], vals[:batch, :, : self.width]
+
+    def _room(self, states: torch.Tensor) -> torch.Tensor:
+        _, heads, _, dim = states.shape
+        # Zeros, not empty: attention multiplies masked positions by zero, and zero times NaN is NaN.
+        shape = (self.layers_of_model, self.rows, heads, self.capacity, dim)
+        return torch.zeros(shape, dtype=self.keys.dtype, device=states.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions are given explicitly."""

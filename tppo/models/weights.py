@@ -22,3 +22,15 @@ def read_weights(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
         if shape != tuple(tensor.shape):
             raise ValueError(f"weight {name!r} has shape {shape}, expected {tuple(tensor.shape)}")
     read_tensors(folder, into)
+
+
+def read_weight(folder: Path, ending: str) -> torch.Tensor | None:
+    """The one weight of a folder whose name ends so, whole; None where there is none."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (it is no dictionary)
+                if name.endswith(ending):
+                    return file.get_tensor(name)
+    return None

@@ -39,10 +39,13 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     workload = config.task.build(config, ranks)
     models = networks(config, workload)
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
+    longest = longest_row(config)
     for model in models.values():
         place(model, workload.fill, device, ranks, config.compute)
+        model.check(longest=longest, decodes=False, packed=config.compute.packed)
     if spare is not None:  # the embedded engine's own copy is never sharded
         place(spare, workload.fill, device, ranks)
+        spare.check(longest=longest, decodes=True, packed=False)
     if open_engine is not None:
         engine = open_engine(config, workload)
     else:
@@ -50,6 +53,15 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     if ranks.size > 1:
         engine = ShardedEngine(engine, ranks, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
     return Trainer(config, workload, models, engine, ranks)
+
+
+def longest_row(config: RunConfig) -> int | None:
+    """Most tokens of prompt and response together; None where the task cannot say."""
+    try:
+        shape = config.task.shape()
+    except ConfigError:  # a model whose shape is unknown before it is there: the plan refuses it, a run need not
+        return None
+    return None if shape is None else shape.prompt_tokens + config.rollout.max_response_tokens
 
 
 def networks(config: RunConfig, workload: Workload) -> dict[str, Model]:

@@ -26,7 +26,7 @@ class RunFolder:
     def __init__(self, path: Path, config: RunConfig, resumed: Resumed | None = None) -> None:
         self.path = path
         if resumed is None:
-            check_folder(path, config)
+            check_run_folder(path, config)
         with writing_to(path):
             path.mkdir(parents=True, exist_ok=True)
             self._metrics = (path / "metrics.jsonl").open("ab", buffering=0)
@@ -127,14 +127,17 @@ class NoFolder:
 
 @dataclass(frozen=True)
 class Resumed:
-    """step: steps done at the checkpoint. metrics_bytes: length of metrics.jsonl then. changed: fields that differ."""
+    """Where a resumed run goes on."""
 
     step: int
+    """Steps done at the checkpoint."""
     metrics_bytes: int
+    """Length of metrics.jsonl then [bytes]."""
     changed: tuple[str, ...] = ()
+    """Fields of the configuration that differ from those of the checkpoint."""
 
 
-def check_folder(path: Path, config: RunConfig, *, resume: bool = False) -> None:
+def check_run_folder(path: Path, config: RunConfig, *, resume: bool = False) -> None:
     """Raise ConfigError now for what would fail when the folder is opened, before models are built."""
     if not is_free(path) and not (resume and path.is_dir()):
         remedy = "choose another or move it; --resume auto goes on with the run in it"

@@ -80,19 +80,41 @@ def replay(
     """Train ``steps`` steps from the dump, beginning where the checkpoint stands; yields after each.
 
     config: with other values, to see what a step would have done; None is the checkpoint's own. Raises CheckpointError,
-    DataError when the dump lacks a step.
+    DataError when the dump lacks a step, or holds one that does not follow.
     """
     verify(checkpoint)
     trainer = build_trainer(config or stored_config(checkpoint), _no_engine, ranks=ranks)
     restore(trainer, checkpoint)
+    slots = trainer.slots
+    before = {r.uid: r for pool in (slots.in_flight, slots.queue, slots.waiting, slots.ready) for r in pool}
     for _ in range(steps):
         path = dump_file(dump, trainer.steps_done)
         responses, about = read_responses(path)
         if about.get("step") != trainer.steps_done:
             raise DataError(f"{path} is of step {about.get('step')}: expected step {trainer.steps_done}")
         for response in responses:
+            if not _goes_on(response, before.get(response.uid), slots.next_uid):
+                raise DataError(f"{path}: response {response.uid} does not go on where it stood: is it another run's?")
+        before |= {r.uid: r for r in responses}
+        for response in responses:
             del response.values[response.start :]  # the critic's values of the newest window come with the step
         yield Replayed(trainer, trainer.train(responses, PhaseClock(trainer.watch)), about)
+
+
+def _goes_on(now: Response, before: Response | None, next_uid: int) -> bool:
+    """Whether a recorded response is what stood there and later windows. before: None for one that is not known."""
+    if before is None:
+        return now.uid >= next_uid
+    length, windows = len(before.tokens), len(before.window_starts)
+    return (
+        (now.group, now.prompt, now.tokens[:length]) == (before.group, before.prompt, before.tokens)
+        and now.window_starts[:windows] == before.window_starts
+        and now.window_starts[windows : windows + 1] in ([], [length])
+    )
+
+
+GENERATION = ("new_tokens", "unfinished", "waiting")
+"""Metrics of what is recorded, not made again: the slots stay as the checkpoint has them."""
 
 
 class Replayed:
@@ -103,6 +125,8 @@ class Replayed:
         self.trainer, self.step = trainer, step
         self.same = {name: made == about.get(name) for name, made in digests(trainer).items()}
         """Name of a network to whether its weights equal the recorded ones."""
+        self.metrics = {name: value for name, value in step.metrics.items() if name not in GENERATION}
+        """Of the step, without those of generation."""
 
 
 class NoEngine(EngineBase):

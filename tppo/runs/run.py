@@ -22,9 +22,10 @@ from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
 from tppo.runs.curves import draw_curves
-from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_folder, read_metrics
+from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_run_folder, read_metrics
 from tppo.runs.replay import DumpFolder
-from tppo.runs.watchdog import Termination, Watchdog
+from tppo.runs.signals import Termination
+from tppo.runs.watchdog import Watchdog
 
 
 def run(
@@ -102,7 +103,7 @@ def run(
 
 def _choose(config: RunConfig, out: Path, resume: str | None, allow_change: Sequence[str]) -> Choice:
     choice = Choice(None) if resume is None else choose(out, resume, config, allow_change)
-    check_folder(out, config, resume=resume is not None)
+    check_run_folder(out, config, resume=resume is not None)
     return choice
 
 

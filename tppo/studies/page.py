@@ -63,12 +63,10 @@ def write_page(
 ) -> Path:
     """Write out/index.html from the folders of finished studies.
 
-    Args:
-        absent: studies that are not on the page, and why; the page says so.
-        force: replace a page that was made by this function. Any other file is never replaced.
+    Raises ConfigError where a folder is not that of a finished study, or the page may not be written.
 
-    Raises:
-        ConfigError: where a folder is not that of a finished study, or the page may not be written.
+    absent: studies that are not on the page, and why; the page says so.
+    force: replace a page that was made by this function. Any other file is never replaced.
     """
     check_page(out, force=force)
     studies = [(folder, read_study(folder)) for folder in folders]

@@ -4,7 +4,7 @@ A study is a module with a `Study`, found through the entry points ``tppo.studie
 
     STUDY = Study(name="bias", chapter="exact", question="How biased is ...?", run=run)
 
-    def run(options: StudyOptions, progress: Progress) -> StudyResult:
+    def run(options: StudyOptions, progress: Ticks) -> StudyResult:
         rows = progress.map(one_part, parts)    # in order, in as many processes as asked for
         ...
 
@@ -54,7 +54,7 @@ class StudyOptions:
     full: bool = False  # larger tables, more seeds: as long as it takes
     seeds: int = 0  # independent repetitions; the study's own number unless asked otherwise, 0 for exact studies
     seed: int = 0  # where the seeds begin
-    jobs: int = 1  # processes of `Progress.map`; never changes a result
+    jobs: int = 1  # processes of `Ticks.map`; never changes a result
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Study:
     name: str  # that of the entry point and of the folder
     chapter: Chapter  # where it stands on the page
     question: str  # one sentence
-    run: Callable[[StudyOptions, Progress], StudyResult]
+    run: Callable[[StudyOptions, Ticks], StudyResult]
     seeds: int = 0  # default number of repetitions; 0: exact, nothing to repeat
     full_seeds: int = 0  # the same with --full; 0: no more than `seeds`
 
 
-class Progress:
-    """A bar on stderr, and the processes that the parts of a study run in."""
+class Ticks:
+    """Runs the parts of a study, in as many processes as asked for, and ticks them off on a bar on stderr."""
 
     def __init__(self, name: str = "", *, jobs: int = 1, show: bool = False) -> None:
         self.name, self.jobs, self.show = name, jobs, show
@@ -95,7 +95,7 @@ class Progress:
 
         The error of a part is raised here, and parts that have not begun are given up.
 
-        >>> Progress().map(abs, [-1, 2])
+        >>> Ticks().map(abs, [-1, 2])
         [1, 2]
         """
         bar: Any = self._bar(len(parts), unit)
@@ -172,7 +172,7 @@ def run_study(
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         began = time.perf_counter()
-        result = study.run(options, Progress(study.name, jobs=options.jobs, show=show))
+        result = study.run(options, Ticks(study.name, jobs=options.jobs, show=show))
         _check_result(study, result)
         record = _record(study, options, result, time.perf_counter() - began)
         write_files(partial, result.rows, result.figure, findings(study, result), record)

@@ -33,7 +33,7 @@ from paper_repro.studies.exact.tables import (
 )
 from sim import exact
 from sim.mdp.table import Floats
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _places(horizon: int, window: int) -> Iterator[tuple[int, np.ndarray]]:
         yield left, ((window - 1 - t_H % window) == left) & (t_H // window < last_window)
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Compute the grid, and say what it shows."""
     grid = FULL if options.full else Grid()
     names = list(tables(grid.horizon))

@@ -21,7 +21,7 @@ from paper_repro.studies.exact.sampling import Shaping, estimates, sample, shape
 from paper_repro.studies.exact.tables import CRITICS, Critic, Rows, choices, critic, short, tables
 from paper_repro.studies.exact.updates import cosine, direction, expected_update, true_gradient, update
 from sim.mdp.table import Floats
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 SLOTS = 256
 DRAWS = 8  # of the noisy critic; its update is linear in the error, so each draw has a direction of its own
@@ -93,7 +93,7 @@ def _row(name: str, kind: str, estimator: str, window: int | None, lam: float | 
     return head | {"sampled": False, "cosine": None, "length": None} | dict.fromkeys(rest)
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Compute the exact grid, sample the steps of shaping, and say what both show."""
     grid = FULL if options.full else Grid()
     names = list(tables())

@@ -28,7 +28,7 @@ from paper_repro.studies.intervals import mean_interval
 from sim import exact
 from sim.exact.filtered import kept_moments
 from sim.mdp.table import Floats
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 CELL = ("table", "critic", "estimator", "window", "lam")
 SAMPLED = ("noise", "eta")  # each also as a ratio to m = 0 of the same samples, with its interval
@@ -109,7 +109,7 @@ def efficiency(cos: float, square: float, length2: float, slots: int = SLOTS) ->
     return cos**2 / (1.0 + (square / length2 - 1.0) / slots)
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Compute the exact grid, sample the noise, and say what both show."""
     grid = FULL if options.full else Grid()
     names = list(tables())

@@ -10,10 +10,11 @@ import torch
 
 from paper_repro.studies.exact.sampling import Windows
 from paper_repro.studies.exact.tables import ESTIMATORS, Table, moments
-from paper_repro.studies.intervals import Interval, t_quantile
+from paper_repro.studies.intervals import Interval
 from sim import exact
 from sim.exact.filtered import kept_moments
 from sim.mdp.table import Floats
+from tppo.evaluation.scores import student_quantile
 
 
 def true_gradient(table: Table) -> Floats:
@@ -87,7 +88,7 @@ def direction(updates: Sequence[Floats], truth_SA: Floats) -> tuple[Interval, In
     whole = both(flat)
     left_out = np.array([both(np.delete(flat, i, axis=0)) for i in range(n)])
     error = np.sqrt((n - 1) / n * ((left_out - left_out.mean(axis=0)) ** 2).sum(axis=0))
-    half = t_quantile(0.975, n - 1) * error
+    half = student_quantile(n - 1) * error
     cos, length = (Interval(w, w - h, w + h) for w, h in zip(whole, half, strict=True))
     return Interval(*(min(bound, 1.0) for bound in cos)), length
 

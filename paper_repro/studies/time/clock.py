@@ -29,7 +29,7 @@ from paper_repro.studies.time.clock_findings import caption, measure, say
 from paper_repro.studies.time.measure import measure_engine, plans, read_measurements
 from paper_repro.studies.time.validate import Validation, validate
 from sim.clock.fitted import FEATURES
-from tppo.studies.study import Progress, Study, StudyOptions, StudyResult
+from tppo.studies.study import Study, StudyOptions, StudyResult, Ticks
 
 KEPT = Path(__file__).parents[2] / "evidence" / "clock" / "measurements.csv"
 STALENESS = (0, 1, 4)
@@ -44,7 +44,7 @@ LIMITS = (
 )
 
 
-def run(options: StudyOptions, progress: Progress) -> StudyResult:
+def run(options: StudyOptions, progress: Ticks) -> StudyResult:
     """Compute the cells in as many processes as asked for; then measure the engines, alone."""
     grid = FULL if options.full else Grid()
     rows = [row for part in progress.map(_apply, _jobs(grid, options), unit="cell") for row in part]
@@ -80,7 +80,7 @@ def _apply(job: tuple[Callable[[Any], Rows], Any]) -> Rows:
     return cell(part)
 
 
-def _measurements(repeats: int, progress: Progress) -> tuple[list[Validation], dict[str, str]]:
+def _measurements(repeats: int, progress: Ticks) -> tuple[list[Validation], dict[str, str]]:
     """Measure each engine and hold it against the clock; also where the measurements came from."""
     engines = ["torch"]
     sources = {"torch": "measured in this run"}

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support.crashes import assert_same_run
 from tests.support.helpers import small_token_mdp
-from tppo.errors import CheckpointError, ConfigError
+from tppo.errors import CheckpointError, ConfigError, FormatError
+from tppo.runs.checkpoint import store
 from tppo.runs.checkpoint.files import MANIFEST, MANIFEST_HASH, verify
 from tppo.runs.checkpoint.store import FOLDER, choose, listed
 from tppo.runs.run import run
@@ -45,10 +46,10 @@ def flip(path: Path, at: int, bit: int) -> None:
     path.write_bytes(data)
 
 
-def newer_format(folder: Path) -> None:
-    """As a later version of the library would write it: sound, with the hash that belongs to it."""
+def other_format(folder: Path, step: int) -> None:
+    """As another version of the library would write it: sound, with the hash that belongs to it."""
     manifest = json.loads((folder / MANIFEST).read_text())
-    text = json.dumps(manifest | {"format": manifest["format"] + 1})
+    text = json.dumps(manifest | {"format": manifest["format"] + step})
     (folder / MANIFEST).write_text(text)
     (folder / MANIFEST_HASH).write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
 
@@ -63,7 +64,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     **{f"cut {f}": (lambda d, f=f: (d / f).write_bytes((d / f).read_bytes()[:-1]), "torn|corrupted") for f in FILES},
     **{f"lose {f}": (lambda d, f=f: (d / f).unlink(), "torn: .*(missing|cannot be read)") for f in FILES},
     "a file too many": (lambda d: (d / "tensors" / "extra.safetensors").write_bytes(b""), "corrupted: .*is not in"),
-    "newer format": (newer_format, "format 2 is newer than 1"),
+    "newer format": (lambda d: other_format(d, 1), "format 3 is newer than 2, which this version reads; update tppo"),
+    "older format": (lambda d: other_format(d, -1), "format 1 is older than 2, .*; go on with it by the version that"),
     "nothing in it": (empty, "torn"),
 }
 
@@ -81,13 +83,14 @@ def test_damage_is_seen_and_the_one_before_is_taken(name: str, copy: Path) -> No
     damage, reason = DAMAGE[name]
     newest, before = (path for _, path in listed(copy / FOLDER)[:2])
     damage(newest)
-    with pytest.raises(CheckpointError, match=reason):
+    kind = FormatError if "format" in name else CheckpointError
+    with pytest.raises(kind, match=reason):
         verify(newest)
     choice = choose(copy, "auto", CONFIG)
     assert choice.checkpoint == before
     assert len(choice.skipped) == 1
     assert choice.aside == (newest,)
-    with pytest.raises(CheckpointError, match=reason):
+    with pytest.raises(kind, match=reason):
         choose(copy, str(newest), CONFIG)
 
 
@@ -114,7 +117,9 @@ def test_random_bits_of_all_files(copy: Path) -> None:
             (newest / name).write_bytes(good)
 
 
-@pytest.mark.parametrize("name", ["flip tensors/model-00001-of-00001.safetensors", "lose state.json", "newer format"])
+@pytest.mark.parametrize(
+    "name", ["flip tensors/model-00001-of-00001.safetensors", "lose state.json", "newer format", "older format"]
+)
 def test_the_run_that_goes_on_from_the_older_one_is_the_same(
     name: str, whole: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +142,27 @@ def test_no_sound_checkpoint_is_refused_and_nothing_is_touched(copy: Path) -> No
         run(CONFIG, copy, progress=False, resume="auto")
     assert str(caught.value).count("state.json") == 3  # each of them named
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_another_format_is_named_only_where_nothing_else_is_wrong(copy: Path) -> None:
+    folders = [folder for _, folder in listed(copy / FOLDER)]
+    for folder in folders:
+        other_format(folder, -1)
+    with pytest.raises(FormatError, match=r"no checkpoint in .* can be used; nothing was changed") as caught:
+        choose(copy, "auto", CONFIG)
+    assert str(caught.value).count("format 1 is older than 2") == 3
+    with pytest.raises(FormatError, match="or train again"):
+        store.newest(copy)
+    flip(folders[1] / "manifest.json", 5, 1)
+    with pytest.raises(CheckpointError, match=r"corrupted: manifest\.json"):
+        choose(copy, "auto", CONFIG)
+
+
+def test_pruning_passes_by_what_it_cannot_read(copy: Path) -> None:
+    """An older checkpoint of another format beside the newest is no reason to stop a run."""
+    other_format(listed(copy / FOLDER)[-1][1], -1)
+    run(CONFIG.with_values(steps=7), copy, progress=False, resume="auto", allow_change=["steps"])
+    assert [step for step, _ in listed(copy / FOLDER)][:3] == [7, 6, 5]
 
 
 def test_metrics_that_were_cut_behind_the_checkpoint_are_refused(copy: Path) -> None:

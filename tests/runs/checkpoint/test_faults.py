@@ -25,7 +25,8 @@ from tppo.runs.checkpoint import files as checkpoint_files
 from tppo.runs.checkpoint.store import FOLDER, listed
 from tppo.runs.folder import RunFolder, read_metrics
 from tppo.runs.run import run
-from tppo.runs.watchdog import Termination, Watchdog
+from tppo.runs.signals import Termination
+from tppo.runs.watchdog import Watchdog
 
 CONFIG = small_token_mdp(steps=4, checkpoint__every=1, checkpoint__keep=9)
 

@@ -1,4 +1,4 @@
-"""Two hundred mutated configurations and files: each runs, or fails with an error of ours before work starts."""
+"""Hundreds of mutated configurations and files: each runs, or fails with an error of ours before work starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.helpers import leaves, small_token_mdp
+from tests.support.reinforce import Reinforce
 from tppo.cli import main
+from tppo.config.registry import algorithm_entry_points, load_algorithm, with_algorithm
 from tppo.config.run import validate
 from tppo.data.problems import load_problems
 from tppo.data.sources import DataSource
@@ -29,7 +31,9 @@ FUZZ = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 BASE = small_token_mdp(steps=1, evaluation__problems=4, checkpoint__every=0, phase_limit_seconds=None)
-LEAVES = leaves(BASE)
+ALGORITHMS = [*(load_algorithm(name) for name in algorithm_entry_points()), Reinforce]
+BASES = [with_algorithm(BASE, kind) for kind in ALGORITHMS]
+LEAVES = [leaves(base) for base in BASES]
 # Numbers at and beyond ranges, and things that are no numbers. Nothing in between is a size that only takes long.
 ODD: list[Any] = [
     -1, 0, 1, 2, 3, 7, 17, 25, -0.5, 0.0, 1e-300, 1e-9, 0.5, 0.999, 1.0, 1.5, 3e38, math.nan, math.inf, -math.inf,
@@ -39,24 +43,29 @@ ODD: list[Any] = [
 OUTCOMES: Counter[str] = Counter()
 
 
-def mutation(leaf: int) -> st.SearchStrategy[tuple[int, Any]]:
+def mutation(leaf: tuple[str, Any, Any]) -> st.SearchStrategy[tuple[str, Any]]:
     """As often odd as of the kind that the leaf has."""
-    value = LEAVES[leaf][2]
+    name, _, value = leaf
     kin = [1, 2, 4, 8, 16, 24] if isinstance(value, int) else [0.1, 0.5, 0.9, 1.0] if isinstance(value, float) else ODD
-    return st.tuples(st.just(leaf), st.one_of(st.sampled_from(kin), st.sampled_from(ODD)))
+    return st.tuples(st.just(name), st.one_of(st.sampled_from(kin), st.sampled_from(ODD)))
 
 
-MUTATIONS = st.lists(st.integers(0, len(LEAVES) - 1).flatmap(mutation), min_size=1, max_size=2)
+def mutations(algorithm: int) -> st.SearchStrategy[tuple[int, list[tuple[str, Any]]]]:
+    """One or two leaves of a run by this algorithm; its own as often as all others."""
+    own = [leaf for leaf in LEAVES[algorithm] if leaf[0].startswith("algorithm.")]
+    leaf = st.one_of(st.sampled_from(LEAVES[algorithm]), st.sampled_from(own)).flatmap(mutation)
+    return st.tuples(st.just(algorithm), st.lists(leaf, min_size=1, max_size=2))
 
 
-@settings(FUZZ, max_examples=100)
-@given(changes=MUTATIONS)
-def test_mutated_configurations(changes: list[tuple[int, Any]]) -> None:
-    named = {LEAVES[i][0].replace(".", "__"): value for i, value in changes}
+@settings(FUZZ, max_examples=150)
+@given(mutated=st.integers(0, len(BASES) - 1).flatmap(mutations))
+def test_mutated_configurations(mutated: tuple[int, list[tuple[str, Any]]]) -> None:
+    which, changes = mutated
+    named = {name.replace(".", "__"): value for name, value in changes}
     if named.get("recipe") is not None and isinstance(named["recipe"], str):
         named.pop("recipe")  # a name for reports
     try:
-        config = BASE.with_values(**named)
+        config = BASES[which].with_values(**named)
         validate(config)
         trainer = build_trainer(config)
     except TPPOError:
@@ -67,6 +76,7 @@ def test_mutated_configurations(changes: list[tuple[int, Any]]) -> None:
         for _ in range(2):
             trainer.step()
         OUTCOMES["ran"] += 1
+        OUTCOMES[f"ran: {config.algorithm.name}"] += 1
     except NonFiniteError:
         # A number in its range that is too large for the others: 3e38 as a learning rate.
         assert any(isinstance(v, float) and (v >= 1e38 or 0 < v < 1e-5) for v in named.values()), named
@@ -169,3 +179,5 @@ def test_the_mutations_hit_both_sides() -> None:
     print(f"\n{dict(OUTCOMES)}")
     for kind in ("refused", "ran"):
         assert OUTCOMES[kind] >= 10
+    for algorithm in ALGORITHMS:
+        assert OUTCOMES[f"ran: {algorithm.name}"] >= 1, algorithm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.crashes import TOY_LANGUAGE, without_timings
 from tests.support.helpers import small_token_mdp, tiny_lm
+from tests.support.reinforce import Reinforce
 from tppo.cli import main
+from tppo.config.registry import with_algorithm
 from tppo.config.run import CheckpointOptions
-from tppo.errors import CheckpointError, ConfigError, DataError, EngineError
+from tppo.errors import CheckpointError, ConfigError, DataError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import Progress, capture, load_policy, restore
+from tppo.runs.checkpoint.contents import Progress, capture, load_network, restore
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
 from tppo.runs.checkpoint.store import FOLDER, CheckpointStore, listed, newest
 from tppo.runs.folder import read_metrics
 from tppo.runs.replay import dump_file, replay
 from tppo.runs.run import run
 
-MDP = small_token_mdp(steps=5, checkpoint__every=1, checkpoint__keep=9, algorithm__policy_loss__kl_coef=0.01)
+NETWORKS = {"mdp": ["policy", "critic", "reference"], "toy": ["policy", "critic"]}
+MDP = small_token_mdp(steps=5, checkpoint__every=1, checkpoint__keep=9, algorithm__kl=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +70,33 @@ def test_a_replayed_step_makes_the_same_weights(
 ) -> None:
     """All that the step changes: weights, optimisers, responses in flight and metrics; and no engine, no grader."""
     folder: Path = request.getfixturevalue(task)
-    monkeypatch.setattr("tppo.engines.embedded.TorchEngine.generate", lambda *_: pytest.fail("an engine was asked"))
+    monkeypatch.setattr("tppo.engines.embedded.EmbeddedEngine.generate", lambda *_: pytest.fail("an engine was asked"))
     [done] = replay(checkpoint(folder, first), folder / "tokens", steps=1)
-    assert done.same == {"policy": True, "critic": True}
-    store = CheckpointStore(tmp_path, CheckpointOptions(), watch=lambda phase: None)
+    assert done.same == dict.fromkeys(NETWORKS[task], True)
+    store = CheckpointStore(tmp_path, CheckpointOptions(), Ranks(), watch=lambda phase: None)
     store.save(capture(done.trainer, Progress()), now=True)
     made, wanted = tensors(newest(tmp_path)), tensors(checkpoint(folder, first + 1))
     assert made.keys() == wanted.keys()
     assert [name for name in made if not torch.equal(made[name], wanted[name])] == []
+    recorded, _ = read_responses(dump_file(folder / "tokens", first))
+    assert done.step.responses == recorded  # the critic's values too
     window, _ = read_responses(checkpoint(folder, first + 1) / "window.safetensors")
-    assert done.trainer.window.in_flight == [r for r in window if r.tokens]
+    assert [r for r in done.step.responses if not r.status.finished] == [r for r in window if r.tokens]
     row = without_timings(read_metrics(folder / "run" / "metrics.jsonl")[first])
     replayed = json.loads(json.dumps(without_timings(done.metrics)))
     assert {name: row[name] for name in replayed} == replayed
+    # What cannot be known without an engine is not said.
+    assert row.keys() - replayed.keys() == {"new_tokens", "unfinished", "waiting", "tokens_generated"} | {
+        name for name in row if name.startswith("held_out")
+    }
 
 
 def test_steps_in_a_row(mdp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", str(mdp / "tokens"), "--checkpoint", str(checkpoint(mdp, 1)), "--steps", "4"]) == 0
-    assert capsys.readouterr().out.count('"same_policy": true') == 4
+    said = capsys.readouterr().out
+    for name in NETWORKS["mdp"]:
+        assert said.count(f'"same_{name}": true') == 4
+    assert "new_tokens" not in said
 
 
 def test_a_reward_is_replayed_and_not_computed(mdp: Path, tmp_path: Path) -> None:
@@ -93,7 +107,7 @@ def test_a_reward_is_replayed_and_not_computed(mdp: Path, tmp_path: Path) -> Non
     judged.reward = 1.0 - (judged.reward or 0.0)
     dump_file(tmp_path, 2).write_bytes(pack_responses(responses, about))
     [done] = replay(checkpoint(mdp, 2), tmp_path)
-    assert done.same == {"policy": False, "critic": False}
+    assert done.same == {"policy": False, "critic": False, "reference": True}
 
 
 def test_other_values_make_other_weights(mdp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,14 +133,52 @@ def test_what_cannot_be_replayed(mdp: Path, tmp_path: Path) -> None:
     carried = next(r for r in responses if r.start and not r.status.finished)
     carried.window_starts[-1] += 1
     dump_file(tmp_path, 2).write_bytes(pack_responses(responses, about))
-    with pytest.raises(EngineError):
+    with pytest.raises(DataError, match=f"response {carried.uid} does not go on where it stood: is it another run's"):
         list(replay(checkpoint(mdp, 2), tmp_path))
+
+
+def test_a_dump_of_another_run_is_not_taken_for_this_one_s(mdp: Path, tmp_path: Path) -> None:
+    """In the first step, against the checkpoint; and in the next one, against the step before."""
+    run(MDP.with_values(seed=1, steps=4), tmp_path / "other", progress=False, dump=tmp_path / "tokens")
+    with pytest.raises(DataError, match=r"step-00000002.*does not go on where it stood"):
+        list(replay(checkpoint(mdp, 2), tmp_path / "tokens"))
+    dump_file(tmp_path / "tokens", 2).write_bytes(dump_file(mdp / "tokens", 2).read_bytes())
+    steps = replay(checkpoint(mdp, 2), tmp_path / "tokens", steps=2)
+    assert all(next(steps).same.values())
+    with pytest.raises(DataError, match=r"step-00000003.*does not go on where it stood"):
+        next(steps)
+
+
+def test_groups_that_wait_replay_in_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a critic, and with responses that trained long after they were sampled, in several rounds a step."""
+    config = with_algorithm(MDP, Reinforce).with_values(algorithm__window=4, steps=6)
+    run(config, tmp_path / "run", progress=False, dump=tmp_path / "tokens")
+    done = list(replay(checkpoint(tmp_path, 1), tmp_path / "tokens", steps=5, config=config))
+    assert [d.same for d in done] == [{"policy": True}] * 5
+    for step, replayed in enumerate(done, 1):
+        row = without_timings(read_metrics(tmp_path / "run" / "metrics.jsonl")[step])
+        again = json.loads(json.dumps(without_timings(replayed.metrics)))
+        assert {name: row[name] for name in again} == again
+        assert replayed.step.responses == read_responses(dump_file(tmp_path / "tokens", step))[0]
+        assert all(not r.values for r in replayed.step.responses)
+    assert max(d.metrics["target_version_span"] for d in done) > 0
+    assert max(d.metrics["windows_max"] for d in done) > 2
+    # On the command line too, once the algorithm is installed; until then its name leads nowhere.
+    args = ["replay", str(tmp_path / "tokens"), "--checkpoint", str(checkpoint(tmp_path, 1)), "--steps", "2"]
+    assert main(args) == 2
+    assert "tests.support.reinforce:Reinforce' belongs to no installed package" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        entry = EntryPoint("reinforce", "tests.support.reinforce:Reinforce", "tppo.algorithms")
+        patch.setattr("tppo.config.stored.algorithm_entry_points", lambda: {"reinforce": entry})
+        assert main(args) == 0
+        assert capsys.readouterr().out.count('"same_policy": true') == 2
+        assert main(["export", str(tmp_path / "run"), str(tmp_path / "table")]) == 0
 
 
 def test_responses_come_back_as_they_were(mdp: Path) -> None:
     trainer = build_trainer(MDP)
     restore(trainer, checkpoint(mdp, 3))
-    responses = trainer.window.in_flight
+    responses = trainer.slots.in_flight
     assert {len(r.window_starts) for r in responses} > {1}
     path = mdp / "again.safetensors"
     path.write_bytes(pack_responses(responses, {"a": [1, "é"]}))
@@ -134,6 +186,10 @@ def test_responses_come_back_as_they_were(mdp: Path) -> None:
     path.write_bytes(pack_responses([], {}))
     assert read_responses(path) == ([], {})
     responses[0].values.pop()
+    with pytest.raises(ValueError, match="a step is not over"):
+        pack_responses(responses, {})
+    del responses[0].values[:]  # no critic valued them
+    responses[0].logprobs.pop()
     with pytest.raises(ValueError, match="a step is not over"):
         pack_responses(responses, {})
 
@@ -180,4 +236,4 @@ def test_weights_of_another_model_are_refused(mdp: Path) -> None:
     from tppo.models.transformer import TransformerPolicy
 
     with pytest.raises(CheckpointError, match="was it made with another model"):
-        load_policy(TransformerPolicy(tiny_lm()), checkpoint(mdp, 3))
+        load_network("policy", TransformerPolicy(tiny_lm()), checkpoint(mdp, 3))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +16,17 @@ import torch
 
 from tests.support.crashes import assert_same_run, newest_tensors, without_timings
 from tests.support.helpers import small_token_mdp
+from tests.support.reinforce import Reinforce
 from tppo.cli import main
+from tppo.config.registry import with_algorithm
 from tppo.config.run import CheckpointOptions
-from tppo.engines.embedded import TorchEngine
+from tppo.engines.embedded import EmbeddedEngine
 from tppo.environment import environment
-from tppo.errors import CheckpointError, ConfigError, EngineDied
+from tppo.errors import CheckpointError, ConfigError, EngineDied, EngineError, FormatError
+from tppo.ranks.ranks import Ranks
 from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import Progress, capture, changed_fields, restore
+from tppo.runs.checkpoint.contents import POOLS, Progress, capture, changed_fields, restore
+from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.checkpoint.store import FOLDER, CheckpointStore, choose, listed, newest
 from tppo.runs.folder import read_metrics
 from tppo.runs.run import run
@@ -85,21 +92,22 @@ def test_a_changed_learning_rate_takes_effect(done: Path) -> None:
     other = CONFIG.with_values(policy__lr=0.125)
     trainer = build_trainer(other)
     restore(trainer, listed(done / FOLDER)[0][1])
-    assert {g["lr"] for g in trainer.policy_optimizer.adamw.param_groups} == {0.125}
-    assert trainer.policy_optimizer.schedule.last_epoch > 0
+    assert {g["lr"] for g in trainer.networks.optimizers["policy"].adamw.param_groups} == {0.125}
+    assert trainer.networks.optimizers["policy"].schedule.last_epoch > 0
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"seed": 1}, "the training data or their order changed"),
-        ({"rollout__max_response_tokens": 9, "algorithm__schedule__window": 8}, "of response .* in flight"),
-        ({"algorithm__policy_loss__kl_coef": 0.1}, "tensor 'reference.logits_SA' is not in the checkpoint"),
+        ({"rollout__max_response_tokens": 9, "algorithm__window": 8}, "of response .* in flight"),
+        ({"algorithm__kl": 0.1}, "tensor 'reference.logits_SA' is not in the checkpoint"),
+        ({"algorithm": Reinforce()}, "optimisers of \\['critic', 'policy'\\], this run trains \\['policy'\\]"),
         ({"task__size": 4}, "changed|logits_SA"),
     ],
 )
 def test_changes_that_cannot_work_are_refused_though_allowed(change: dict[str, Any], says: str, tmp_path: Path) -> None:
-    config = CONFIG.with_values(algorithm__schedule__window=8, rollout__max_response_tokens=40)
+    config = CONFIG.with_values(algorithm__window=8, rollout__max_response_tokens=40)
     run(config, tmp_path / "run", progress=False)
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with pytest.raises((CheckpointError, ConfigError), match=says):
@@ -121,7 +129,9 @@ def test_going_back_to_an_older_checkpoint_keeps_what_came_after(done: Path) -> 
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, CheckpointOptions(every=1, keep=2, keep_best=1), watch=lambda phase: None)
+    store = CheckpointStore(
+        tmp_path, CheckpointOptions(every=1, keep=2, keep_best=1), Ranks(), watch=lambda phase: None
+    )
     trainer, rates = build_trainer(CONFIG), [0.1, 0.7, 0.3, None, 0.7, 0.2, None]
     for step, rate in enumerate(rates):
         trainer.steps_done = step
@@ -146,7 +156,7 @@ def test_global_random_generators_go_on_where_they_stood(tmp_path: Path) -> None
     import numpy as np
 
     trainer = build_trainer(CONFIG)
-    store = CheckpointStore(tmp_path, CheckpointOptions(), watch=lambda phase: None)
+    store = CheckpointStore(tmp_path, CheckpointOptions(), Ranks(), watch=lambda phase: None)
     store.save(capture(trainer, Progress()), now=True)
     draw = lambda: (random.random(), np.random.rand(), float(torch.rand(())))  # noqa: E731, NPY002
     first = draw()
@@ -182,7 +192,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
         "16",
         "--evaluation.problems",
         "8",
-        "--algorithm.value-target.warmup-steps",
+        "--algorithm.warmup-steps",
         "1",
     ]
     assert main(["train", "token-mdp", "--steps", "2", *fast, "--resume", "auto"]) == 0
@@ -213,9 +223,9 @@ def test_the_engine_dies_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
     config = CONFIG.with_values(checkpoint__every=100)
     undisturbed, broken = tmp_path / "undisturbed", tmp_path / "broken"
     run(config, undisturbed, progress=False)
-    generate, calls = TorchEngine.generate, []
+    generate, calls = EmbeddedEngine.generate, []
 
-    def dying(self: TorchEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
+    def dying(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
         calls.append(len(requests))
         if len(calls) == 4:  # the evaluation, two whole steps, and a third that loses some of its answers
             generate(self, requests[: len(requests) // 2], sampling, done)
@@ -223,7 +233,7 @@ def test_the_engine_dies_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
         return generate(self, requests, sampling, done)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TorchEngine, "generate", dying)
+        patch.setattr(EmbeddedEngine, "generate", dying)
         with pytest.raises(EngineDied):
             run(config, broken, progress=False)
     assert [step for step, _ in listed(broken / FOLDER)] == [2, 0]
@@ -231,23 +241,161 @@ def test_the_engine_dies_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest
     assert_same_run(broken, undisturbed)
 
 
+WAITING = with_algorithm(CONFIG, Reinforce).with_values(algorithm__window=4, steps=8, checkpoint__every=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Partial rollout without a critic, in one piece."""
+    out = tmp_path_factory.mktemp("waiting") / "run"
+    run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
+    return out
+
+
+def test_no_critic_no_tensor_of_one(undisturbed: Path) -> None:
+    """The policy, its optimiser and the generators: nothing else is in the checkpoint, by name or by number."""
+    [policy, *_] = build_trainer(WAITING).policy.named_parameters()
+    kinds = ["policy.{}", "optimizer.policy.step.{}", "optimizer.policy.exp_avg.{}", "optimizer.policy.exp_avg_sq.{}"]
+    names = {kind.format(policy[0]) for kind in kinds}
+    assert {name for name in newest_tensors(undisturbed) if not name.startswith("random.torch.")} == names
+    path = listed(undisturbed / FOLDER)[0][1]
+    state = json.loads((path / "state.json").read_text())
+    assert set(state["optimizer_updates"]) == set(state["optimizer_state"]) == {"policy"}
+    assert "critic" not in json.dumps(state["config"])
+    responses, about = read_responses(path / "window.safetensors")
+    assert about["pools"]["waiting"]  # groups wait between steps, and their members are kept
+    assert set(about["pools"]) == set(POOLS)
+    assert all(not r.values for r in responses)
+    rows = read_metrics(undisturbed / "metrics.jsonl")
+    assert rows[-1]["policy_grad_norm"] > 0
+    assert max(row["target_version_span"] for row in rows) > 0
+    assert not [name for name in rows[-1] if "critic" in name or "value" in name]
+
+
+@pytest.mark.parametrize("round_lost", [3, 5, 8, 11, 14])
+def test_groups_that_wait_go_on_where_they_stood(
+    round_lost: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in some round of generation, of which a step has several; bit for bit the run that was not."""
+    out, generate, calls = tmp_path / "run", EmbeddedEngine.generate, []
+
+    def dying(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
+        calls.append(len(requests))
+        if len(calls) == round_lost:
+            raise RuntimeError("killed")
+        return generate(self, requests, sampling, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedEngine, "generate", dying)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
+    run(WAITING, out, progress=False, resume="auto", dump=out.with_suffix(".tokens"))
+    assert_same_run(undisturbed, out)
+
+
+@pytest.mark.parametrize("round_lost", [3, 5, 8, 11, 14])
+def test_a_step_of_several_rounds_goes_on_in_the_middle(
+    round_lost: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine dies: what the rounds before it generated in this step is saved, and counted once."""
+    out, generate, calls = tmp_path / "run", EmbeddedEngine.generate, []
+
+    def dying(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
+        calls.append(len(requests))
+        if len(calls) == round_lost:
+            raise EngineDied("the process of the engine is gone")
+        return generate(self, requests, sampling, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedEngine, "generate", dying)
+        with pytest.raises(EngineDied):
+            run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
+    run(WAITING, out, progress=False, resume="auto", dump=out.with_suffix(".tokens"))
+    assert_same_run(undisturbed, out)
+
+
+def test_an_engine_that_breaks_its_contract_leaves_the_state_before_it(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are refused as a whole: what is saved then holds none of them."""
+    out, generate, calls = tmp_path / "run", EmbeddedEngine.generate, []
+
+    def wrong(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
+        answers = generate(self, requests, sampling, done)
+        calls.append(len(answers))
+        if len(calls) == 11:
+            at = next(i for i, a in reversed(list(enumerate(answers))) if not a.stopped)
+            short = dataclasses.replace(answers[at], tokens=answers[at].tokens[:-1], logprobs=answers[at].logprobs[:-1])
+            answers[at] = short
+        return answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddedEngine, "generate", wrong)
+        with pytest.raises(EngineError, match="expected the full budget or a stop"):
+            run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
+    run(WAITING, out, progress=False, resume="auto", dump=out.with_suffix(".tokens"))
+    assert_same_run(undisturbed, out)
+
+
+def test_a_run_of_an_older_version_is_not_started_over(
+    done: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Format 1 is refused with the remedy, whichever way it is asked for, and every byte stays."""
+    for _, folder in listed(done / FOLDER):
+        write_format_1(folder)
+    before = {p: p.read_bytes() for p in done.rglob("*") if p.is_file()}
+    newest_of_it = listed(done / FOLDER)[0][1]
+    monkeypatch.setattr("tppo.runs.run.build_trainer", lambda *_, **__: pytest.fail("models were built"))
+    says = (
+        r"step-00000004: format 1 is older than 2, which this version reads; go on with it by the version that wrote it"
+    )
+    for which in ("auto", str(newest_of_it)):
+        with pytest.raises(FormatError, match=says):
+            run(CONFIG, done, progress=False, resume=which)
+    start = CONFIG.with_values(algorithm__critic__start=str(done))
+    with pytest.raises(FormatError, match=says):
+        run(start, done.with_name("other"), progress=False)
+    for args in (
+        ["train", "token-mdp", "--out", str(done), "--quiet", "--resume", "auto"],
+        ["replay", str(done), "--checkpoint", str(done)],
+        ["export", str(done), str(done.with_name("exported"))],
+    ):
+        assert main(args) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("tppo: ")
+        assert "format 1 is older than 2" in said
+        assert "or train again" in said
+    assert {p: p.read_bytes() for p in done.rglob("*") if p.is_file()} == before
+    assert not done.with_name("other").exists()
+
+
+def write_format_1(folder: Path) -> None:
+    """As the version before algorithms had numbers of their own left it: sound, with the hashes that belong to it."""
+    shutil.rmtree(folder)
+    (folder / "tensors").mkdir(parents=True)
+    content = {
+        "state.json": b'{"counters": {"steps_done": 4}, "config": {"algorithm": {"name": "T-PPO"}}}',
+        "window.safetensors": b"",
+        "tensors/model-00001-of-00001.safetensors": b"",
+    }
+    files = {name: {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()} for name, text in content.items()}
+    text = json.dumps({"format": 1, "step": int(folder.name[5:]), "solve_rate": None, "files": files}).encode()
+    content |= {"manifest.json": text, "manifest.sha256": hashlib.sha256(text).hexdigest().encode() + b"\n"}
+    for name, inside in content.items():
+        (folder / name).write_bytes(inside)
+
+
 def test_state_is_all_there_is() -> None:
     """Every attribute of a trainer is restored, or is none that a step changes: a new one must be thought about."""
     trainer = build_trainer(CONFIG)
     known = {
-        "config", "workload", "engine", "policy", "critic", "policy_module", "policy_optimizer", "critic_optimizer",
-        "reference", "window", "sampling", "grader", "watch", "steps_done", "version",
+        "config", "workload", "engine", "ranks", "parts", "call", "networks", "policy", "slots", "sampling", "grader",
+        "watch", "steps_done", "version",
     }  # fmt: skip
     assert set(vars(trainer)) == known
-    window = {
-        "prompts",
-        "slots",
-        "group_size",
-        "window",
-        "max_response_tokens",
-        "cursor",
-        "next_uid",
-        "in_flight",
-        "waiting",
-    }
-    assert set(vars(trainer.window)) == window
+    assert set(vars(trainer.networks)) == {"parts", "models", "call", "optimizers"}
+    assert trainer.networks.policy is trainer.policy is trainer.networks.models["policy"]
+    slots = {
+        "prompts", "slots", "group_size", "window", "max_response_tokens", "select", "cursor", "next_uid", "new_tokens",
+    }  # fmt: skip
+    assert set(vars(trainer.slots)) == slots | set(POOLS)

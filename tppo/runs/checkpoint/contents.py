@@ -63,7 +63,7 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
     pools = {name: getattr(slots, name) for name in POOLS}
     state = {
         "counters": {"steps_done": trainer.steps_done, "version": trainer.version},
-        "prompt_stream": {"cursor": slots.cursor, "next_uid": slots.next_uid},
+        "prompt_stream": {"cursor": slots.cursor, "next_uid": slots.next_uid, "new_tokens": slots.new_tokens},
         "optimizer_updates": {name: o.schedule.last_epoch for name, o in optimizers.items()},
         "optimizer_state": {name: _state_names(o) for name, o in optimizers.items()},
         "random": _random_state(tensors),
@@ -193,7 +193,7 @@ def _restore_slots(trainer: Trainer, folder: Path, stream: dict[str, int]) -> No
     by_uid = {r.uid: r for r in responses}
     for name in POOLS:
         setattr(slots, name, [by_uid[uid] for uid in about["pools"][name]])
-    slots.cursor, slots.next_uid = stream["cursor"], stream["next_uid"]
+    slots.cursor, slots.next_uid, slots.new_tokens = (stream[key] for key in ("cursor", "next_uid", "new_tokens"))
 
 
 def _random_state(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -39,15 +39,18 @@ MANIFEST, MANIFEST_HASH, STATE, WINDOW, TENSORS = (
 
 @dataclass(frozen=True)
 class Contents:
-    """A checkpoint in memory. tensors: copies on the CPU, by name. window: content of the responses' file. state: JSON.
-    solve_rate: held out, measured at this very step; None where none was.
-    """
+    """A checkpoint in memory."""
 
     step: int
+    """Steps done."""
     tensors: Mapping[str, torch.Tensor]
+    """Copies on the CPU, by name."""
     window: bytes
+    """Content of the responses' file."""
     state: dict[str, Any]
+    """Content of state.json."""
     solve_rate: float | None = None
+    """Held out, measured at this very step; None where none was."""
 
 
 def folder_name(step: int) -> str:
@@ -130,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Check every byte and return the manifest. Raises CheckpointError with the reason."""
+    """Check every byte and return the manifest. Raises CheckpointError with the reason, FormatError."""
     manifest = read_manifest(folder)
     listed, there = manifest["files"], _files(folder)
     if missing := sorted(set(listed) - set(there)):

@@ -30,7 +30,8 @@ def pack_responses(responses: Sequence[Response], about: dict[str, Any]) -> byte
     Raises ValueError for a response whose arrays do not fit together: only what stands between two steps is whole.
     """
     for r in responses:
-        if not len(r.tokens) == len(r.logprobs) == len(r.versions) >= len(r.values):
+        whole = len(r.tokens) == len(r.logprobs) == len(r.versions)
+        if not whole or len(r.values) not in (0, *r.window_starts, len(r.tokens)):
             raise ValueError(f"response {r.uid}: its arrays differ in length; a step is not over")
     arrays: dict[str, np.ndarray] = {
         f"{name}_N": _flat([getattr(r, name) for r in responses], dtype) for name, dtype in _PER_TOKEN.items()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tppo.config.run import CheckpointOptions, RunConfig
 from tppo.environment import warn
-from tppo.errors import CheckpointError, ConfigError
+from tppo.errors import CheckpointError, ConfigError, DataError, FormatError
 from tppo.files import flush, partial_path
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import quiet_torch
@@ -140,7 +140,7 @@ class CheckpointStore:
         steps = [step for step, _ in listed(self.root) if step <= newest]
         rates = []
         for step in steps:
-            with contextlib.suppress(CheckpointError):
+            with contextlib.suppress(CheckpointError, FormatError):
                 manifest = files.read_manifest(self.root / files.folder_name(step))
                 if manifest["solve_rate"] is not None:
                     rates.append((manifest["solve_rate"], step))
@@ -151,14 +151,16 @@ class CheckpointStore:
 
 @dataclass(frozen=True)
 class Choice:
-    """checkpoint: where to go on, None to start. skipped: reasons, newest first. aside: newer folders not gone on from.
-    changed: fields that differ from the stored configuration, all of them allowed.
-    """
+    """Where a run goes on."""
 
     checkpoint: Path | None
+    """None: it starts."""
     skipped: tuple[str, ...] = ()
+    """Why newer checkpoints cannot be used, newest first."""
     aside: tuple[Path, ...] = ()
+    """Newer folders that it does not go on from."""
     changed: tuple[str, ...] = ()
+    """Fields that differ from the stored configuration, all of them allowed."""
 
 
 def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) -> Choice:
@@ -166,7 +168,7 @@ def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) 
 
     'auto' takes the newest sound checkpoint and starts afresh only where no run has left anything. It never goes back
     behind a sound checkpoint because the configuration changed: that is refused, with the fields. Raises ConfigError,
-    CheckpointError.
+    CheckpointError, FormatError where nothing is wrong but the format.
     """
     if which == "auto":
         folders = [path for _, path in listed(out / FOLDER)]
@@ -177,34 +179,40 @@ def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) 
         if first.absolute().parent != (out / FOLDER).absolute() or not first.is_dir():
             raise ConfigError("resume", which, f"'auto' or a folder in {out / FOLDER}")
         folders = [first]
-    skipped: list[str] = []
+    skipped: list[DataError] = []
     for path in folders:
         try:
             files.verify(path)
             changed = _allowed_changes(path, config, allow)
-        except CheckpointError as error:
-            skipped.append(str(error))
+        except (CheckpointError, FormatError) as error:
+            skipped.append(error)
             continue
         newer = tuple(other for step, other in listed(out / FOLDER) if step > int(path.name[5:]))
-        return Choice(path, tuple(skipped), newer, tuple(changed))
-    raise CheckpointError(
-        f"no checkpoint in {out / FOLDER} can be used; nothing was changed\n  " + "\n  ".join(skipped)
-    )
+        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed))
+    raise _unusable(f"no checkpoint in {out / FOLDER} can be used; nothing was changed\n  ", skipped)
 
 
 def newest(where: Path) -> Path:
-    """A checkpoint: ``where`` itself, or the newest sound one of the run in it. Raises ConfigError, CheckpointError."""
+    """A checkpoint: ``where`` itself, or the newest sound one of the run in it.
+
+    Raises ConfigError, CheckpointError, FormatError where nothing is wrong but the format.
+    """
     folders = [path for _, path in listed(where / FOLDER)] or [where]
     if not folders[0].is_dir():
         raise ConfigError("checkpoint", str(where), "the folder of a checkpoint, or of a run that has one")
-    problems = []
+    problems: list[DataError] = []
     for path in folders:
         try:
             files.verify(path)
             return path
-        except CheckpointError as error:
-            problems.append(str(error))
-    raise CheckpointError("\n  ".join(problems))
+        except (CheckpointError, FormatError) as error:
+            problems.append(error)
+    raise _unusable("", problems)
+
+
+def _unusable(begin: str, problems: Sequence[DataError]) -> DataError:
+    kind = FormatError if all(isinstance(p, FormatError) for p in problems) else CheckpointError
+    return kind(begin + "\n  ".join(map(str, problems)))
 
 
 def listed(root: Path) -> list[tuple[int, Path]]:

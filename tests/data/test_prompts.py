@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tppo.data.problems import Finding, Problem, PromptStream, to_prompts
+from tppo.data.problems import Finding, Problem
+from tppo.data.prompts import PromptStream, to_prompts
 from tppo.errors import ConfigError, DataError
 from tppo.types import Prompt
 
@@ -30,18 +31,6 @@ def test_prompts_carry_what_the_reward_needs() -> None:
     assert report.longest == 14  # 3 of the mark, 8 of the question, 3 after it
     assert report.overlong == Finding(0, ())
     assert str(report) == "3 prompts, longest seen 14 tokens"
-
-
-def test_chat_wraps_the_filled_template() -> None:
-    seen = []
-
-    def chat(text: str) -> str:
-        seen.append(text)
-        return f"<{text}>"
-
-    report = to_prompts(PROBLEMS[:1], encode, template="{question}!", chat=chat, max_prompt_tokens=9)
-    assert seen == ["xxx!"]
-    assert report.prompts[0].tokens == tuple(encode("<xxx!>"))
 
 
 def test_a_question_with_braces_is_not_a_template() -> None:

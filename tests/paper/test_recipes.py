@@ -1,9 +1,11 @@
-"""The recipes of the ladder are valid, offline and true to their sources; their architectures have the right size."""
+"""Recipes have one name each; those of Qwen2.5 are valid, offline, true to their sources and of the right size."""
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+import tomllib
 import typing
 from pathlib import Path
 
@@ -14,20 +16,37 @@ from transformers import Qwen2ForCausalLM
 from paper_repro.models.known import model_folder
 from paper_repro.models.shapes import POSITIONS, qwen2_config
 from paper_repro.models.shrunken import shrunken_folder
-from paper_repro.recipes.qwen import LADDER
+from paper_repro.recipes import qwen
+from paper_repro.recipes.recipe import recipes_of
+from paper_repro.recipes.registry import RECIPES
 from paper_repro.tasks.pretrained import MathDataTask
 from sim.clock.hardware import MODELS
+from tppo.algorithms import TPPO
 from tppo.cli import main
 from tppo.config.recipes import load_recipe
 from tppo.config.run import validate
 from tppo.config.stored import as_dict
 from tppo.errors import ConfigError
-from tppo.models.folder import chat_text, context_length, end_tokens, load_causal_lm, load_tokenizer
+from tppo.models.chat import chat_text, end_tokens, load_tokenizer
+from tppo.models.folder import context_length, load_causal_lm
 from tppo.ranges import Range, fields_of
 
 
-@pytest.mark.parametrize("name", sorted(LADDER))
-def test_every_rung_is_valid_and_installed(name: str) -> None:
+def test_a_recipe_has_one_name() -> None:
+    """Its own, its configuration's, its function's but for the punctuation, and that of its entry point."""
+    with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as file:
+        entries = tomllib.load(file)["project"]["entry-points"]["tppo.recipes"]
+    assert set(entries) == set(RECIPES)
+    for name, where in entries.items():
+        module, _, function = where.partition(":")
+        assert getattr(importlib.import_module(module), function) is RECIPES[name]
+        assert function == name.replace(".", "").replace("-", "_")
+        assert RECIPES[name].name == RECIPES[name]().recipe == name
+        assert (RECIPES[name].__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", sorted(recipes_of(qwen)))
+def test_every_size_is_valid_and_installed(name: str) -> None:
     config = load_recipe(name)
     validate(config)
     assert config.recipe == name
@@ -37,30 +56,32 @@ def test_every_rung_is_valid_and_installed(name: str) -> None:
     assert task.max_prompt_tokens + config.rollout.max_response_tokens <= POSITIONS[shape]
     assert config.vllm.max_model_tokens == task.max_prompt_tokens + config.rollout.max_response_tokens
     assert MODELS[shape].kv_heads % config.vllm.tensor_parallel == 0
-    assert config.rollout.slots == 16 * config.policy.mini_batch  # 16 updates a step, on every rung
+    assert config.rollout.slots == 16 * config.policy.mini_batch  # 16 updates a step, at every size
     # A whole prompt and response fit into one micro-batch.
     assert config.compute.micro_batch_tokens >= config.vllm.max_model_tokens
 
 
 @pytest.mark.parametrize("size", ["32b", "7b", "0.5b"])
 def test_the_rival_differs_in_the_algorithm_alone(size: str) -> None:
-    one, two = as_dict(LADDER[f"qwen2.5-{size}-tppo"]()), as_dict(LADDER[f"qwen2.5-{size}-ppo"]())
+    one, two = as_dict(RECIPES[f"qwen2.5-{size}-tppo"]()), as_dict(RECIPES[f"qwen2.5-{size}-ppo"]())
     assert {k for k in one if one[k] != two[k]} == {"recipe", "algorithm"}
-    changed = {
-        f"{part}.{leaf}"
-        for part, values in one["algorithm"].items()
-        if isinstance(values, dict)
-        for leaf in values
-        if values[leaf] != two["algorithm"][part][leaf]
-    }
-    assert changed == {"schedule.window", "advantage.estimator", "filter.ignore_last"}
+    a, b = one["algorithm"], two["algorithm"]
+    kept = set(a) & set(b) - {"class", "critic"}
+    assert len(kept) > 10
+    assert all(a[name] == b[name] for name in kept)  # what PPO has too, it has with T-PPO's number
+    assert set(b) <= set(a)
+    assert set(a) - set(b) == {"window", "ignore_last", "boundary"}
+    assert b["critic"].items() <= a["critic"].items()
+    assert set(a["critic"]) - set(b["critic"]) == {"responses", "old_values"}
 
 
-def test_the_paper_s_rung_has_the_paper_s_numbers() -> None:
+def test_the_paper_s_size_has_the_paper_s_numbers() -> None:
     """Those that its abstract, VAPO or the authors' port confirm; see the table in paper_repro/recipes/qwen.py."""
-    c = LADDER["qwen2.5-32b-tppo"]()
-    assert (c.window, c.rollout.max_response_tokens, c.rollout.slots, c.rollout.group_size) == (8192, 24576, 8192, 16)
-    assert (c.policy.lr, c.critic.lr, c.policy.mini_batch, c.policy.weight_decay) == (8e-7, 2e-6, 512, 0.1)
+    c = RECIPES["qwen2.5-32b-tppo"]()
+    a, r, p = c.algorithm, c.rollout, c.policy
+    assert isinstance(a, TPPO)
+    assert (a.window, r.max_response_tokens, r.slots, r.group_size) == (8192, 24576, 8192, 16)
+    assert (p.lr, a.critic.lr, p.mini_batch, p.weight_decay) == (8e-7, 2e-6, 512, 0.1)
     e = c.evaluation
     assert (e.problems, e.samples, e.temperature, e.top_p) == (30, 32, 1.0, 0.7)
     assert isinstance(c.task, MathDataTask)
@@ -69,7 +90,7 @@ def test_the_paper_s_rung_has_the_paper_s_numbers() -> None:
 
 
 def test_show_downloads_nothing() -> None:
-    """Without any network a recipe is shown, and the numbers of every rung have ranges."""
+    """Without any network a recipe is shown, and the numbers of every size have ranges."""
     code = (
         "import socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('a connection was tried')\n"
@@ -79,7 +100,7 @@ def test_show_downloads_nothing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert '"model": "Qwen/Qwen2.5-32B"' in done.stdout
-    for name, hint, value in fields_of(LADDER["qwen2.5-0.5b-tppo"]().task):
+    for name, hint, value in fields_of(RECIPES["qwen2.5-0.5b-tppo"]().task):
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert any(isinstance(a, Range) for a in typing.get_args(hint)), name
 

@@ -11,19 +11,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tppo.data.catalogue import DAPO_PROMPT
 from tppo.data.problems import Finding, LoadReport, Problem, check_overlap, load_problems
-from tppo.data.sources import DAPO_PROMPT, Columns, DataSource, Policies
+from tppo.data.sources import BadRows, Columns, DataSource
 from tppo.errors import ConfigError, DataError
 
-DROP = Policies(**{f.name: "drop" for f in dataclasses.fields(Policies)})  # type: ignore[arg-type]
-STOP = Policies(**{f.name: "error" for f in dataclasses.fields(Policies)})  # type: ignore[arg-type]
+DROP = BadRows(**{f.name: "drop" for f in dataclasses.fields(BadRows)})  # type: ignore[arg-type]
+STOP = BadRows(**{f.name: "error" for f in dataclasses.fields(BadRows)})  # type: ignore[arg-type]
 GOOD = b'{"question": "One?", "answer": "1"}'
 
 
 def load(folder: Path, lines: list[bytes], **changes: Any) -> LoadReport:
     path = folder / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
-    return load_problems(DataSource(**{"name": "rows", "path": str(path), "policies": DROP, **changes}))
+    return load_problems(DataSource(**{"name": "rows", "path": str(path), "bad_rows": DROP, **changes}))
 
 
 BAD = {
@@ -55,16 +56,16 @@ def test_bad_rows_are_dropped_and_counted_or_stop(tmp_path: Path, kind: str, lin
     assert {k: (f.count, f.lines) for k, f in report.findings.items()} == {kind: (1, (3,))}
     assert report.count(kind) == 1
     stop: dict[str, Any] = {kind: "error"}
-    with pytest.raises(DataError, match=rf"(?s){kind}: 1 \(line 3\).*set data\.policies\.{kind} = 'drop'"):
-        load(tmp_path, [GOOD, b"", line], policies=dataclasses.replace(DROP, **stop))
+    with pytest.raises(DataError, match=rf"(?s){kind}: 1 \(line 3\).*set data\.bad_rows\.{kind} = 'drop'"):
+        load(tmp_path, [GOOD, b"", line], bad_rows=dataclasses.replace(DROP, **stop))
     drop: dict[str, Any] = {kind: "drop"}
-    assert load(tmp_path, [GOOD, b"", line], policies=dataclasses.replace(STOP, **drop)).problems == report.problems
+    assert load(tmp_path, [GOOD, b"", line], bad_rows=dataclasses.replace(STOP, **drop)).problems == report.problems
 
 
 def test_one_error_lists_everything(tmp_path: Path) -> None:
     lines = [line for _, line in BAD.values()]
     with pytest.raises(DataError) as caught:
-        load(tmp_path, [GOOD, *lines], policies=STOP)
+        load(tmp_path, [GOOD, *lines], bad_rows=STOP)
     text = str(caught.value)
     assert "1 problems in 18 rows, each 2 times" in text
     assert "unreadable: 10 (line 2, 3, 4, 5, 6, 7, 8, 9, 10, 11): " in text
@@ -74,7 +75,7 @@ def test_one_error_lists_everything(tmp_path: Path) -> None:
 
 
 def test_defaults_stop_only_where_dropping_would_hide_a_fault() -> None:
-    stops = {f.name for f in dataclasses.fields(Policies) if getattr(Policies(), f.name) == "error"}
+    stops = {f.name for f in dataclasses.fields(BadRows) if getattr(BadRows(), f.name) == "error"}
     assert stops == {"unreadable", "wrapper", "conflict", "repeated_id"}
 
 
@@ -134,7 +135,7 @@ def test_wrapper_is_taken_off_and_must_be_there(tmp_path: Path) -> None:
     # A text that only looks wrapped because the two ends share characters.
     overlapping = b'{"question": "abab", "answer": 1}'
     with pytest.raises(DataError, match="wrapper: 1"):
-        load(tmp_path, [overlapping], wrapped_in="aba{question}bab", policies=STOP)
+        load(tmp_path, [overlapping], wrapped_in="aba{question}bab", bad_rows=STOP)
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
-from tppo.data.problems import LoadReport, check_overlap, load_problems, to_prompts
-from tppo.data.sources import (
-    DAPO_PROMPT,
-    DataSource,
-    aime_2024,
-    amc23,
-    dapo_math_17k,
-    gsm8k,
-    lookup,
-    math500,
-    read_rows,
-)
+from tppo.data.catalogue import DAPO_PROMPT, aime_2024, amc23, dapo_math_17k, gsm8k, math500
+from tppo.data.problems import LoadReport, check_overlap, load_problems
+from tppo.data.prompts import to_prompts
+from tppo.data.readers import lookup, read_rows
+from tppo.data.sources import DataSource
 from tppo.errors import DataError
 
 FOLDER = Path(__file__).parents[2].parent / "shared" / "data"
@@ -146,9 +139,9 @@ def test_evaluation_stops_where_a_problem_would_go_missing(tmp_path: Path) -> No
 
 def test_every_evaluation_source_is_strict() -> None:
     for source in (aime_2024("a.parquet"), math500("a.json"), amc23("a.jsonl"), gsm8k("a.jsonl")):
-        policies = source.policies
-        assert (policies.unreadable, policies.question, policies.answer, policies.wrapper) == ("error",) * 4
-        assert (policies.conflict, policies.repeated_id, policies.duplicate) == ("error", "error", "drop")
+        rows = source.bad_rows
+        assert (rows.unreadable, rows.question, rows.answer, rows.wrapper) == ("error",) * 4
+        assert (rows.conflict, rows.repeated_id, rows.duplicate) == ("error", "error", "drop")
 
 
 def test_the_hub_name() -> None:

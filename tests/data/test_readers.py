@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from tppo.data import readers
+from tppo.data.catalogue import dapo_math_17k
 from tppo.data.problems import load_problems
-from tppo.data.sources import Columns, DataSource, Policies, dapo_math_17k
+from tppo.data.sources import BadRows, Columns, DataSource
 from tppo.errors import ConfigError, DataError
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in range(5)]
@@ -78,8 +80,6 @@ def test_jsonl_lines_are_physical_lines(tmp_path: Path) -> None:
 
 
 def test_jsonl_is_read_a_line_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tppo.data.problems import sources
-
     path = write_jsonl(tmp_path / "sums.jsonl", ROWS)
     parsed = []
 
@@ -87,8 +87,8 @@ def test_jsonl_is_read_a_line_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
         parsed.append(text)
         return {}
 
-    monkeypatch.setattr(sources.json, "loads", loads)
-    rows = sources.read_rows(source(path))
+    monkeypatch.setattr(readers.json, "loads", loads)
+    rows = readers.read_rows(source(path))
     assert next(rows)[0] == 1
     assert len(parsed) == 1
 
@@ -229,7 +229,7 @@ def test_one_undecodable_parquet_row_does_not_take_the_others(tmp_path: Path) ->
     questions = arrow.array(texts, type=arrow.binary()).cast(arrow.string(), safe=False)
     path = tmp_path / "bytes.parquet"
     parquet.write_table(arrow.table({"question": questions, "answer": ["1", "2", "3"]}), path)
-    report = load_problems(source(path, policies=Policies(unreadable="drop")))
+    report = load_problems(source(path, bad_rows=BadRows(unreadable="drop")))
     assert [p.line for p in report.problems] == [1, 3]
     assert report.findings["unreadable"].lines == (2,)
 
@@ -305,8 +305,8 @@ def test_hub_data_set_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"columns": Columns(question="")}, "data.columns.question"),
         ({"columns": Columns(id="")}, "data.columns.id"),
         ({"answer_after": ""}, "data.answer_after"),
-        ({"chat": 1}, "data.chat = 1: expected True or False"),
-        ({"policies": Policies(answer="keep")}, "data.policies.answer = 'keep': expected one of 'error', 'drop'"),  # type: ignore[arg-type]
+        ({"bare_numbers": 1}, "data.bare_numbers = 1: expected True or False"),
+        ({"bad_rows": BadRows(answer="keep")}, "data.bad_rows.answer = 'keep': expected one of 'error', 'drop'"),  # type: ignore[arg-type]
     ],
 )
 def test_sources_that_cannot_be(changes: dict[str, Any], message: str) -> None:

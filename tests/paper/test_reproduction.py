@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 
 from paper_repro.reproduction import command as module
 from paper_repro.reproduction.command import PARTS, Reproduction, Stopped, main, reproduce
-from paper_repro.reproduction.pairs import RUNGS, parse_changes, rung
+from paper_repro.reproduction.pairs import SIZES, pair, parse_changes
 from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
+from tppo.algorithms import PPO, TPPO, ValuePretraining
+from tppo.config.registry import with_algorithm
 from tppo.config.run import validate
 from tppo.errors import ConfigError, DataError
 from tppo.loop.trainer import Trainer
@@ -77,11 +80,11 @@ def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """A dry run of the largest rung, from data to figures."""
+    """A dry run of the largest size, from data to figures."""
     out = tmp_path_factory.mktemp("whole") / "32b"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TPPO_CACHE", str(cache))
-        assert main(["--rung", "32b", "--dry-run", "--quiet", "--out", str(out)]) == 0
+        assert main(["--size", "32b", "--dry-run", "--quiet", "--out", str(out)]) == 0
     return out
 
 
@@ -103,11 +106,12 @@ def test_every_stage_leaves_its_folder(whole: Path) -> None:
 
 def test_both_algorithms_begin_with_the_pretrained_critic(whole: Path) -> None:
     value = json.loads((whole / "value" / "run" / "config.json").read_text())["config"]
-    assert value["algorithm"]["value_target"]["warmup_steps"] == value["steps"] == 2
+    assert value["algorithm"]["class"].endswith(":ValuePretraining")
+    assert value["steps"] == 2
     for name in ("tppo-seed0", "ppo-seed0"):
         config = json.loads((whole / name / "run" / "config.json").read_text())["config"]
-        assert config["critic_start"] == str(whole / "value" / "run")
-        assert config["algorithm"]["value_target"]["warmup_steps"] == 0
+        assert config["algorithm"]["critic"]["start"] == str(whole / "value" / "run")
+        assert config["algorithm"]["warmup_steps"] == 0
         assert config["task"]["model"] == "shrunken:Qwen2.5-32B"
         rows = (whole / name / "run" / "metrics.jsonl").read_text().splitlines()
         assert len(rows) == 3
@@ -120,7 +124,7 @@ def test_the_second_call_touches_nothing(
     before = snapshot(whole)
     monkeypatch.setattr(module, "run", lambda *a, **k: pytest.fail("a run was begun"))
     monkeypatch.setattr(module, "evaluate_policy", lambda *a: pytest.fail("a policy was asked"))
-    assert main(["--rung", "32b", "--dry-run", "--quiet", "--out", str(whole)]) == 0
+    assert main(["--size", "32b", "--dry-run", "--quiet", "--out", str(whole)]) == 0
     made = whole / "made-problems"  # rewritten, with the same bytes
     after = snapshot(whole)
     assert {p: v for p, v in after.items() if made not in p.parents} == {
@@ -131,11 +135,11 @@ def test_the_second_call_touches_nothing(
 
 def test_other_inputs_are_refused_with_their_names(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(whole / "value")
-    command = ["--rung", "32b", "--dry-run", "--quiet", "--out", str(whole)]
-    assert main([*command, "--set", "critic.lr=0.5"]) == 2
+    command = ["--size", "32b", "--dry-run", "--quiet", "--out", str(whole)]
+    assert main([*command, "--set", "algorithm.critic.lr=0.5"]) == 2
     said = capsys.readouterr().err
-    assert "a stage with the same inputs, but these changed: config.critic.lr; set them back" in said
-    assert main(["--rung", "7b", "--dry-run", "--quiet", "--out", str(whole), "--stages", "value"]) == 2
+    assert "a stage with the same inputs, but these changed: config.algorithm.critic.lr; set them back" in said
+    assert main(["--size", "7b", "--dry-run", "--quiet", "--out", str(whole), "--stages", "value"]) == 2
     assert "config.task.model" in capsys.readouterr().err
     assert snapshot(whole / "value") == before
     # What cannot change a result may change.
@@ -145,7 +149,7 @@ def test_other_inputs_are_refused_with_their_names(whole: Path, capsys: pytest.C
 def test_changed_problems_are_noticed(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     shutil.copytree(whole / "made-problems", data)
-    command = ["--rung", "32b", "--dry-run", "--quiet", "--out", str(whole), "--stages", "data", "--data", str(data)]
+    command = ["--size", "32b", "--dry-run", "--quiet", "--out", str(whole), "--stages", "data", "--data", str(data)]
     assert main(command) == 0  # the same bytes elsewhere
     with (data / "dapo-math-17k.jsonl").open("a") as file:
         file.write("\n")
@@ -154,7 +158,7 @@ def test_changed_problems_are_noticed(whole: Path, tmp_path: Path, capsys: pytes
 
 
 def toy(out: Path, **options: Any) -> Reproduction:
-    return Reproduction(rung("toy", dry_run=True), out, Alone(), progress=False, **options)
+    return Reproduction(pair("toy", dry_run=True), out, Alone(), progress=False, **options)
 
 
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +194,7 @@ def test_a_signal_stops_it_with_a_status_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "run", lambda *a, **k: {"terminated": True, "interrupted": False})
-    assert main(["--rung", "toy", "--dry-run", "--quiet", "--out", str(tmp_path / "r"), "--stages", "value"]) == 75
+    assert main(["--size", "toy", "--dry-run", "--quiet", "--out", str(tmp_path / "r"), "--stages", "value"]) == 75
     assert "value was ended by SIGTERM; the same command goes on" in capsys.readouterr().err
     with pytest.raises(Stopped):
         reproduce(toy(tmp_path / "r"), ("value",))
@@ -198,7 +202,7 @@ def test_a_signal_stops_it_with_a_status_of_its_own(
 
 
 def test_a_stage_needs_those_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--rung", "toy", "--dry-run", "--out", str(tmp_path / "r"), "--stages", "ppo"]) == 2
+    assert main(["--size", "toy", "--dry-run", "--out", str(tmp_path / "r"), "--stages", "ppo"]) == 2
     assert "stages = 'value': expected a stage that is done; run it first" in capsys.readouterr().err
 
 
@@ -213,16 +217,16 @@ def test_more_seeds_later_add_runs_and_draw_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--rung", "3b"], "rung = '3b': expected one of toy, smollm2, 0.5b, 7b, 32b"),
-        (["--rung", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, inf)"),
-        (["--rung", "toy", "--target", "90"], "target = 90.0: expected a number in (0, 1]"),
-        (["--rung", "toy", "--stages", "value,train"], "stages = 'train': expected some of data,value"),
-        (["--rung", "toy", "--data", "."], "data = '.': expected no --data for rung 'toy'; its problems are made"),
-        (["--rung", "7b", "--data", "nowhere"], "data = 'nowhere': expected one of dapo-math-17k.parquet"),
-        (["--rung", "toy", "--set", "rollout.slots"], "set = 'rollout.slots': expected FIELD=VALUE"),
-        (["--rung", "toy", "--set", "seed=4"], "set = 'seed': expected a field that the reproduction leaves open"),
-        (["--rung", "toy", "--set", "rollout.slot=4"], "slot = 'unknown': expected one of"),
-        (["--rung", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, inf)"),
+        (["--size", "3b"], "size = '3b': expected one of toy, smollm2, 0.5b, 7b, 32b"),
+        (["--size", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, inf)"),
+        (["--size", "toy", "--target", "90"], "target = 90.0: expected a number in (0, 1]"),
+        (["--size", "toy", "--stages", "value,train"], "stages = 'train': expected some of data,value"),
+        (["--size", "toy", "--data", "."], "data = '.': expected no --data for size 'toy'; its problems are made"),
+        (["--size", "7b", "--data", "nowhere"], "data = 'nowhere': expected one of dapo-math-17k.parquet"),
+        (["--size", "toy", "--set", "rollout.slots"], "set = 'rollout.slots': expected FIELD=VALUE"),
+        (["--size", "toy", "--set", "seed=4"], "set = 'seed': expected a field that the reproduction leaves open"),
+        (["--size", "toy", "--set", "rollout.slot=4"], "slot = 'unknown': expected one of"),
+        (["--size", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, inf)"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(
@@ -234,34 +238,38 @@ def test_bad_input_is_refused_before_anything_is_made(
     assert not (tmp_path / "r" / "value").exists()
 
 
-@pytest.mark.parametrize("name", list(RUNGS))
+@pytest.mark.parametrize("name", list(SIZES))
 @pytest.mark.parametrize("dry", [False, True])
-def test_every_rung_compares_like_with_like(name: str, dry: bool) -> None:
-    chosen = rung(name, dry_run=dry)
+def test_every_size_compares_like_with_like(name: str, dry: bool) -> None:
+    chosen = pair(name, dry_run=dry)
     for config in (chosen.tppo, chosen.ppo, chosen.value):
         validate(config)
     a, b = chosen.tppo, chosen.ppo
-    assert (a.task, a.rollout, a.policy, a.critic, a.steps, a.evaluation) == (
-        b.task, b.rollout, b.policy, b.critic, b.steps, b.evaluation,
-    )  # fmt: skip
-    assert a.window < b.window == a.rollout.max_response_tokens
-    assert chosen.value.window == b.window  # the critic sees whole responses, long ones too
-    assert chosen.value.algorithm.value_target.warmup_steps == chosen.value.steps
-    assert a.algorithm.value_target.warmup_steps == b.algorithm.value_target.warmup_steps == 0
+    assert (a.task, a.rollout, a.policy, a.steps, a.evaluation) == (b.task, b.rollout, b.policy, b.steps, b.evaluation)
+    one, two, value = a.algorithm, b.algorithm, chosen.value.algorithm
+    assert isinstance(one, TPPO)
+    assert type(two) is PPO
+    assert one.window < a.rollout.max_response_tokens
+    assert two == with_algorithm(a, PPO).algorithm  # the same numbers, the critic's too
+    assert one.warmup_steps == two.warmup_steps == 0
+    assert isinstance(value, ValuePretraining)
+    assert value.window is None  # the critic sees whole responses, long ones too
+    assert value.critic == two.critic
     assert chosen.dry_run == dry
 
 
 def test_fields_go_to_the_runs_they_belong_to() -> None:
     changes = parse_changes(
-        ["steps=7", "rollout.slots=64", "algorithm.schedule.window=16", "value.steps=9", "engine=torch",
-         "algorithm.policy_loss.lm_coef=0.0", "evaluation.problems=5"]
+        ["steps=7", "rollout.slots=64", "algorithm.window=16", "value.steps=9", "engine=torch",
+         "algorithm.imitate=0.0", "evaluation.problems=5"]
     )  # fmt: skip
-    chosen = rung("toy", changes)
+    chosen = pair("toy", changes)
     assert [c.steps for c in (chosen.tppo, chosen.ppo, chosen.value)] == [7, 7, 9]
-    assert chosen.value.algorithm.value_target.warmup_steps == 9
     assert [c.rollout.slots for c in (chosen.tppo, chosen.ppo, chosen.value)] == [64] * 3
-    assert (chosen.tppo.window, chosen.ppo.window) == (16, 192)
-    assert {c.algorithm.policy_loss.lm_coef for c in (chosen.tppo, chosen.ppo)} == {0.0}
+    one, two = chosen.tppo.algorithm, chosen.ppo.algorithm
+    assert isinstance(one, TPPO)
+    assert isinstance(two, PPO)
+    assert (one.window, one.imitate, two.imitate) == (16, 0.0, 0.0)
     assert (chosen.tppo.evaluation.problems, chosen.value.evaluation.problems) == (5, 2)
 
 
@@ -301,6 +309,13 @@ def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:
         on_main(Told(*zero.said), lambda: "")
 
 
+def test_it_is_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "paper_repro.reproduction", "--size", "3b", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "size = '3b': expected one of toy, smollm2, 0.5b, 7b, 32b" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["launch/launch_32b.sh", "launch/reproduce_32b.slurm"])
 def test_launchers_are_sound_and_name_what_exists(name: str) -> None:
     path = ROOT / "paper_repro" / name
@@ -309,6 +324,6 @@ def test_launchers_are_sound_and_name_what_exists(name: str) -> None:
     text = path.read_text()
     assert "set -euo pipefail" in text
     if name.endswith(".sh"):
-        assert "-m paper_repro.reproduction.command" in text
+        assert "-m paper_repro.reproduction " in text
         [listed] = [line for line in text.splitlines() if line.startswith("STAGES=")]
         assert tuple(listed.partition(":-")[2].strip('}"').split()) == PARTS
