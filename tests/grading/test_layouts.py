@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from fractions import Fraction
 
+import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from tests.support.layouts import layouts, other_answers
 from tests.support.shared import shared
 from tppo.grading.answers import find_answer, vote_key
-from tppo.grading.reading import Reading, read
+from tppo.grading.reading import MAX_ANSWER, Reading, read
 from tppo.grading.verdict import judge
 
 integers = st.integers(-(10**7), 10**7).map(str)
@@ -88,3 +90,22 @@ def test_published_truths_are_read_exactly() -> None:
     """All but one of MATH-500, so that most verdicts need no other library."""
     rows = json.loads(shared("data", "math500.json").read_text())
     assert [row["final_answer"] for row in rows if not read(row["final_answer"]).exact] == [r"\cot x"]
+
+
+HOSTILE = (
+    "(x+y+z)^{12}",
+    "(a+b+c+d)^{9},",
+    r"\pm (x+y)^{9}",
+    r"\sqrt{99999989}\pm ",
+    "1400!+",
+    r"*a **b** ",
+    r"1/(1+\sqrt2+i)+",
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_reading_costs_little_whatever_the_text(text: str) -> None:
+    """Votes are counted in the process of the evaluation, where nothing ends a reading that takes too long."""
+    start = time.process_time()
+    read(text * (MAX_ANSWER // len(text)))
+    assert time.process_time() - start < 2.0  # At most 0.5 s.

@@ -11,6 +11,9 @@ What has no such form within the limits below, such as a quotient of polynomials
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fractions import Fraction
 
 Monomial = tuple[tuple[str, Fraction], ...]
@@ -20,12 +23,28 @@ MAX_BITS = 14_000
 """Largest numerator or denominator [bits]; also what ``str`` of an integer may have at most."""
 MAX_TERMS = 200
 """Largest number of terms of a value, and a fifth of the products that one multiplication may form."""
-MAX_RADICAND = 10**10
+MAX_RADICAND = 10**8
 """Largest number that is split into primes under a root."""
+
+
+MAX_WORK = 10_000
+"""Most products of two terms that reading one answer may form, so that a hostile one costs a fraction of a second."""
+
+_left: ContextVar[list[int] | None] = ContextVar("left", default=None)
 
 
 class Unread(Exception):
     """No exact form is known for the text."""
+
+
+@contextmanager
+def limited_work() -> Iterator[None]:
+    """Within this block all multiplications together form at most MAX_WORK products; the next raises Unread."""
+    token = _left.set([MAX_WORK])
+    try:
+        yield
+    finally:
+        _left.reset(token)
 
 
 def number(value: Fraction | int) -> Value:
@@ -73,6 +92,10 @@ def multiply(a: Value, b: Value) -> Value:
     """
     if len(a) * len(b) > 5 * MAX_TERMS:
         raise Unread("a product of too many terms")
+    if (left := _left.get()) is not None:
+        left[0] -= len(a) * len(b)
+        if left[0] < 0:
+            raise Unread("too much work")
     total: Value = {}
     for m, c in a.items():
         for n, d in b.items():

@@ -14,7 +14,7 @@ from tppo.grading.algebra import Unread, Value
 from tppo.grading.vocabulary import GREEK
 
 _NUMBER = re.compile(r"(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})")
-_SCALE = re.compile(r"[eE](-[0-9]{1,4}|\+[0-9]{2,4}|[0-9]{1,4})(?![0-9A-Za-z.^])")
+_SCALE = re.compile(r"(?:E(?=\+?[0-9])\+?|e(?=-|[0-9]|\+[0-9]{2})\+?|E(?=-))(-?[0-9]{1,4})(?![0-9A-Za-z.^])")
 _REPEATED = re.compile(r"\\overline\s*\{([0-9]{1,40})\}|\\overline([0-9])|\(([0-9]{1,40})\)|\\dot\s*\{?([0-9])\}?")
 _TOKEN = re.compile(
     rf"\s*(?:(?P<number>{_NUMBER.pattern})|(?P<word>(?<![A-Za-z])(?:sqrt|infinity|infty|pi|sin|cos|tan)(?![A-Za-z]))"

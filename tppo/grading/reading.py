@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tppo.grading import structure
+from tppo.grading.algebra import limited_work
 from tppo.grading.expression import Ambiguous
 from tppo.grading.layout import WORD, undress
 from tppo.grading.structure import Form, Unread
@@ -23,6 +24,7 @@ MAX_ANSWER = 2000
 
 _INTEGER = re.compile(r"-?[0-9]{1,40}")
 _RUN = re.compile(rf"(?<![\\A-Za-z])({WORD}?)([A-Za-z][A-Za-z']*)")
+_PLAIN_FUNCTION = re.compile(r"(?<![\\A-Za-z])(ln|log|exp|sec|csc|cot|arcsin|arccos|arctan)(?![A-Za-z])")
 _TEXT = re.compile(rf"[^\W\d_{WORD}][^0-9\\=^_+*/<>{{}}\[\]|!%$&~:;@#]*")
 
 
@@ -74,7 +76,9 @@ def read(answer: str) -> Reading:
             return Reading(words, plain, Form("text", words))
         if _has_stray_words(formula):
             return Reading(plain, plain, None, reason="stray_words")
-        form = structure.take_apart(formula.replace(WORD, ""))
+        formula = _PLAIN_FUNCTION.sub(r"\\\1 ", formula)
+        with limited_work():
+            form = structure.take_apart(formula.replace(WORD, ""))
     except Ambiguous as problem:
         return Reading(plain, plain, None, reason=problem.reason)
     except (Unread, RecursionError):
