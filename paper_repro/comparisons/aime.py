@@ -94,6 +94,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
     from tppo.evaluation.run import prompts_digest, sample_responses
     from tppo.evaluation.store import EvalFolder, check_evaluation_folder
     from tppo.grading.mathematics import MathReward
+    from tppo.grading.verdict import REASONS
 
     check_ranges(command)
     if command.vllm.dtype != "auto":
@@ -154,7 +155,10 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
             batch=command.batch,
             progress=not command.quiet,
         )
-        if failed := {verdict: n for verdict, n in grader.counts.items() if n and verdict != "ok"}:
+        ends = {verdict: n for verdict, n in grader.counts.items() if n and verdict != "ok"}
+        if unclear := {verdict: n for verdict, n in ends.items() if verdict in REASONS}:
+            _say(command, f"responses without one clear answer, counted as wrong: {unclear}")
+        if failed := {verdict: n for verdict, n in ends.items() if verdict not in REASONS}:
             _say(command, f"texts that the grader gave up on, counted as wrong: {failed}")
         found = report.report_on(source.name, asked.prompts, responses)
         report.write_report(results, found)

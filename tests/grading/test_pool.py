@@ -196,3 +196,27 @@ def test_a_function_that_cannot_be_imported_is_named(name: str) -> None:
 def test_limits_that_cannot_work_are_refused(bad: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
         WorkerPool("os:getpid", **bad)
+
+
+def test_a_forked_process_is_refused_at_once(on_path: str) -> None:
+    """The threads of the pool do not exist there, so a call would wait for ever."""
+    code = f"""
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from tppo.grading.pool import SandboxError, WorkerPool
+with WorkerPool("{on_path}") as pool:
+    if not (child := os.fork()):
+        try:
+            pool.submit("echo", 1)
+        except SandboxError as error:
+            pool.close()
+            with WorkerPool("{on_path}") as own:
+                os._exit(0 if "fork" in str(error) and own.submit("echo", 2).result().value == 2 else 1)
+        os._exit(2)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert pool.submit("echo", 3).result().value == 3
+sys.exit(status)
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, timeout=60, check=False)
+    assert done.returncode == 0

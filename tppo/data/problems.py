@@ -180,13 +180,15 @@ def _parse(source: DataSource, row: dict[str, Any]) -> tuple[str, str, str | Non
 
 
 def _text(row: dict[str, Any], column: str | None) -> str | None:
-    """Text of a cell; 27.0 is '27', NaN is missing."""
+    """Text of a cell; 27.0 is '27', 1e-07 is '0.0000001', NaN is missing."""
     value = None if column is None else lookup(row, column)[1]
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise _BadRow("unreadable", f"column {column!r} holds {type(value).__name__}: expected text or a number")
     text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, float | Decimal) and "e" in text.lower():
+        text = f"{Decimal(text):f}"
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise _BadRow("unreadable", f"column {column!r} holds half a surrogate pair: expected Unicode text")
     return text

@@ -1,8 +1,8 @@
 """Grading of mathematics: the last answer of a response against a reference, judged in worker processes.
 
-The only file that imports math-verify (extra ``math``), and only inside the workers. Equal plain numbers, AIME's
-integers among them, are decided without it. Two departures from math-verify, both stricter: plain decimals compare
-exactly (it rounds to six places, so 0.0000672 would equal 0.0000673), and a numeral's base counts (it drops it).
+Most answers are read exactly (`tppo.grading.reading`). What has no exact form there goes to math-verify, whole: this is
+the only file that imports it (extra ``math``), and only inside the workers. What it finds equal must also be equal to
+twelve digits relative to its size, as math-verify takes all tiny numbers for zero.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import DataError
-from tppo.grading.answers import bare, find_answer, plain_number
 from tppo.grading.pool import Result, SandboxError, WorkerPool
+from tppo.grading.reading import MAX_ANSWER, Reading, read
+from tppo.grading.structure import Form
+from tppo.grading.verdict import REASONS, judge
 
 if TYPE_CHECKING:
     from tppo.types import Prompt
 
-MAX_ANSWER = 2000
-"""A longer answer is wrong [characters]. The response itself may have any length: finding the answer is linear."""
-
-_BASED = re.compile(r"([0-9A-Za-z]{1,64})_\{?([0-9]{1,2})\}?")
-_SCALE = re.compile(r"\b(?:hundred|thousand|million|billion|trillion)s?\b", re.IGNORECASE)
+_DEGREES = re.compile(r"([0-9.]{1,20}|[a-z])\s*\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})")
 
 
 def grade_math(truth: str, text: str) -> float:
@@ -35,20 +33,34 @@ def grade_math(truth: str, text: str) -> float:
     >>> grade_math("73", "so it is \\\\boxed{073}"), grade_math("73", "Answer: 37"), grade_math("73", "73")
     (1.0, 0.0, 0.0)
     """
-    answer = find_answer(text)
-    if answer is None or len(answer) > MAX_ANSWER:
-        return 0.0
-    expected, found = plain_number(truth), plain_number(answer)
-    if expected is not None and found is not None:
-        return float(expected == found)
-    if expected is not None and expected.denominator == 1 and re.fullmatch(r"[+-]?[0-9, ]+", bare(answer)):
-        return 0.0  # Digits that are no number we accept: thousands of them, or several numbers.
-    based = _BASED.fullmatch(bare(truth)), _BASED.fullmatch(bare(answer))
-    if based[0] and based[1]:
-        return float(based[0].groups() == based[1].groups())
-    if _SCALE.search(answer) and not _SCALE.search(truth):
-        return 0.0  # "5 million" is not 5; math-verify would drop the word.
-    return float(_math_verify().verify(_parse_truth(truth), _parse(answer), timeout_seconds=None))
+    return judge(truth, text, _ask)[0]
+
+
+def _ask(truth: Reading, answer: Reading) -> bool:
+    """math-verify's word on two readings, one of which has no exact form."""
+    assert truth.form is not None
+    assert answer.form is not None
+    if truth.form.checks and answer.form.checks:
+        return _same(_whole(truth.form), _whole(answer.form))
+    if answer.form.checks and not all(_same(left, right) for left, right in answer.form.checks):
+        return False
+    return _same(truth.form.text or truth.text, answer.form.text or answer.text)
+
+
+def _whole(form: Form) -> str:
+    return "=".join([form.checks[0][0], *(right for _, right in form.checks)])
+
+
+def _same(truth: str, answer: str) -> bool:
+    expected, found = _parse_truth(truth), _parse(answer)
+    if not _math_verify().verify(expected, found, timeout_seconds=None):
+        return False
+    try:
+        size = abs(expected[0].evalf(30))
+        apart = abs((expected[0] - found[0]).evalf(30))
+        return bool(not size.is_number or apart <= size * 1e-12 or apart < 1e-100)
+    except Exception:  # Sets, equations, matrices: sympy raises many kinds.
+        return True
 
 
 def _math_verify() -> Any:
@@ -58,13 +70,12 @@ def _math_verify() -> Any:
 
 
 def _parse(answer: str) -> list[Any]:
-    """math-verify's reading of an answer: expressions and, last, the text. The pool keeps the time."""
+    """math-verify's reading of a formula: expressions and, last, the text. The pool keeps the time."""
     library = _math_verify()
-    answer = bare(answer)
-    formulas = "$" in answer.replace("\\$", "") or "\\(" in answer
+    answer = _DEGREES.sub(r"(\1\\cdot\\frac{\\pi}{180})", answer.replace("\x02", "\\\\").replace("\x01", ""))
     return list(
         library.parse(
-            answer if formulas else f"${answer}$",
+            f"${answer}$",
             extraction_config=[library.LatexExtractionConfig()],
             extraction_mode="first_match",
             parsing_timeout=None,
@@ -79,20 +90,25 @@ def _parse_truth(truth: str) -> list[Any]:
 
 
 def truth_problem(truth: str) -> str:
-    """Why a reference answer cannot be used, or an empty text. Runs in a worker.
+    """Why a reference answer cannot be used, or an empty text. Runs in a worker where math-verify is needed.
 
-    A reference must be a plain number, or something that math-verify reads and finds equal to itself.
+    A reference has an exact form, or words that can be compared letter by letter, or it is something that math-verify
+    reads and finds equal to itself.
     """
     if not truth.strip():
         return "it is empty"
     if len(truth) > MAX_ANSWER:
         return f"it has {len(truth)} characters, more than {MAX_ANSWER}"
-    if plain_number(truth) is not None:
+    reading = read(truth)
+    if reading.exact or reading.reason == "stray_words":
         return ""
-    parsed = _parse(truth)
+    if reading.form is None:
+        return f"it is no single answer ({REASONS[reading.reason]})"
+    text = _whole(reading.form) if reading.form.checks else reading.form.text
+    parsed = _parse(text)
     if not parsed or isinstance(parsed[0], str):
         return "math-verify cannot read it as mathematics"
-    same = _math_verify().verify(parsed, _parse(truth), timeout_seconds=None)
+    same = _math_verify().verify(parsed, _parse(text), timeout_seconds=None)
     return "" if same else "math-verify does not find it equal to itself"
 
 
@@ -102,6 +118,7 @@ def warm_up() -> None:
 
     verify = _math_verify().verify
     logging.disable(logging.CRITICAL)  # It warns of the absent time limit: the pool has one.
+    judge("1", r"\boxed{\frac{1}{2}}", _ask)
     for truth in (r"\frac{1}{2}+\sqrt{3}", r"\text{east}", "(3,4]", "x=5", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"):
         verify(_parse(truth), _parse(truth + " "), timeout_seconds=None)
 
@@ -109,8 +126,9 @@ def warm_up() -> None:
 class MathReward:
     """A reward: 1.0 for a response whose last answer is the prompt's truth, else 0.0.
 
-    Hostile or failing text scores 0.0 and is counted in ``counts``; it never raises. A reference that cannot be read
-    raises DataError. Raises SandboxError when math-verify is not installed. Call from any thread; close it at the end.
+    Unclear, hostile or failing text scores 0.0 and is counted in ``counts``; it never raises. A reference that
+    cannot be read raises DataError. Raises SandboxError when math-verify is not installed, and in a process that was
+    forked after this was made. Call from any thread; close it at the end.
 
     truths: references to check now, before training; others are checked at first use.
     workers: processes.
@@ -129,7 +147,7 @@ class MathReward:
             raise SandboxError(f"{error}; is math-verify installed? pip install 'tppo[math]'") from error
         self._known: set[str] = set()
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(("ok", "timeout", "memory", "died", "error"), 0)
+        self._counts = dict.fromkeys(("ok", *REASONS, "timeout", "memory", "died", "error"), 0)
         try:
             self.check_truth(*truths)
         except BaseException:
@@ -138,14 +156,17 @@ class MathReward:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Texts judged ("ok", right or wrong) and texts that failed: "timeout", "memory", "died", "error"."""
-        with self._lock:
-            return dict(self._counts)
+        """How many texts came to each end; each text counts once.
+
+        "ok": an answer was compared with the truth, right or wrong. The names in `tppo.grading.verdict.REASONS`: there
+        was no single clear answer. "timeout", "memory", "died", "error": judging failed.
+        """
+        return dict(self._counts)
 
     def check_truth(self, *truths: str) -> None:
         """Raises DataError when one cannot serve as a reference. Each is checked once; all workers share them."""
         new = [truth for truth in dict.fromkeys(truths) if truth not in self._known]
-        checks = [None if plain_number(truth) is not None else self._pool.submit("truth", truth) for truth in new]
+        checks = [None if read(truth).exact else self._pool.submit("truth", truth) for truth in new]
         for truth, check in zip(new, checks, strict=True):
             if check is not None:
                 result = check.result()
@@ -165,9 +186,10 @@ class MathReward:
                 score.set_exception(SandboxError("the pool was closed") if done.cancelled() else done.exception())
                 return
             result = done.result()
+            right, reason = result.value if result.verdict == "ok" else (0.0, result.verdict)
             with self._lock:
-                self._counts[result.verdict] += 1
-            score.set_result(float(result.verdict == "ok" and result.value == 1.0))
+                self._counts[reason or "ok"] += 1
+            score.set_result(right)
 
         self._pool.submit("grade", prompt.truth, text).add_done_callback(judged)
         return score
@@ -192,5 +214,5 @@ class MathReward:
         self.close()
 
 
-def _dispatch(what: str, truth: str, text: str = "") -> float | str:
-    return grade_math(truth, text) if what == "grade" else truth_problem(truth)
+def _dispatch(what: str, truth: str, text: str = "") -> tuple[float, str] | str:
+    return judge(truth, text, _ask) if what == "grade" else truth_problem(truth)

@@ -47,7 +47,7 @@ START_SECONDS = 120.0
 
 
 class SandboxError(TPPOError, RuntimeError):
-    """The pool itself cannot work: the function cannot be imported, or the pool is closed."""
+    """The pool itself cannot work: the function cannot be imported, or the pool is closed or another process's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,7 @@ class WorkerPool:
         self._counts: Counter[str] = Counter()
         self._lock = threading.RLock()
         self._closed = False
+        self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Result], bytes | None]] = queue.SimpleQueue()
         self._template = _Template(function, warm_up, memory)
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
@@ -167,6 +168,11 @@ class WorkerPool:
 
     def submit(self, *args: str | float | None) -> Future[Result]:
         """Queue one call. The future never holds an exception of the function, only SandboxError if the pool fails."""
+        if os.getpid() != self._owner:  # Asked before the lock, which a thread that is not here may have held.
+            raise SandboxError(
+                f"the pool of {self.function} belongs to process {self._owner}, and its threads do not exist in this "
+                "fork: make a new one here"
+            )
         future: Future[Result] = Future()
         data = json.dumps(args).encode()
         with self._lock:
@@ -180,7 +186,12 @@ class WorkerPool:
         return [future.result() for future in [self.submit(*args) for args in calls]]
 
     def close(self) -> None:
-        """Cancel what has not begun, let running calls reach their verdict, end all processes. May be called twice."""
+        """Cancel what has not begun, let running calls reach their verdict, end all processes. May be called twice.
+
+        In a process that was forked after the pool was made this does nothing: the workers are its parent's.
+        """
+        if os.getpid() != self._owner:
+            return
         with self._lock:
             if self._closed:
                 return
