@@ -70,8 +70,9 @@ def check_attention(config: Any, longest: int | None) -> None:
 def check_forward(policy: Any, *, decodes: bool, packed: bool) -> None:
     """Raise ConfigError where this library's logits are not those of the model's own forward pass.
 
-    policy: a TransformerPolicy. It is asked in evaluation mode, for one that recomputes activations keeps no cache while
-    it trains. decodes: also compare decoding token by token (with whole weights only). packed: also compare packed rows.
+    policy: a TransformerPolicy. It is asked in evaluation mode, for one that recomputes activations keeps no cache
+    while it trains. decodes: also compare decoding token by token (with whole weights only). packed: also compare
+    packed rows.
     """
     training = policy.training
     policy.eval()
