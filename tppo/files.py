@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tppo.errors import ConfigError
+from tppo.errors import ConfigError, DataError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -37,6 +37,18 @@ def partial_path(path: Path) -> Path:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole or not at all, indented by two; NaN and infinity become null. Raises OSError."""
     write_whole(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def read_object(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError, ending with the remedy, for a file that cannot be read as one."""
+    also = f"; {remedy}" if remedy else ""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected JSON, found {type(error).__name__}: {error}{also}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}{also}")
+    return found
 
 
 def plain(value: Any) -> Any:

@@ -20,13 +20,13 @@ from typing import Any
 
 from paper_repro.reproduction import data as reproduce_data
 from paper_repro.reproduction.pairs import EVALUATION_SEED, SIZES, RunPair, pair, parse_changes
-from paper_repro.reproduction.pipeline import Ranks, Stage, digest_of_stage, on_main, run_stage
+from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
 from tppo.config.run import RunConfig
 from tppo.config.stored import as_dict
 from tppo.errors import ConfigError, DataError, TPPOError
-from tppo.ranks.ranks import current, end
+from tppo.ranks.ranks import Ranks, current, end
 from tppo.runs.checkpoint.store import newest
 from tppo.runs.run import run
 

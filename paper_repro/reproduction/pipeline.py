@@ -17,31 +17,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from tppo.errors import ConfigError, DataError, TPPOError
-from tppo.files import sha256_of_json, write_json, writing_to
+from tppo.errors import ConfigError, DataError
+from tppo.files import read_object, sha256_of_json, write_json, writing_to
+from tppo.ranks.ranks import Ranks
 
 T = TypeVar("T")
 INPUTS, DONE = "inputs.json", "done.json"
-
-
-class Ranks(Protocol):
-    """What is needed of ``tppo.ranks.ranks``."""
-
-    @property
-    def main(self) -> bool:
-        """Whether this rank writes."""
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-
-    def broadcast(self, obj: Any) -> Any:
-        """Rank 0's object, on every rank."""
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,6 @@ def run_stage(stage: Stage, out: Path, ranks: Ranks) -> bool:
         return False
     result = stage.work(folder)
     on_main(ranks, lambda: _finish(folder, result))
-    ranks.barrier()
     return True
 
 
@@ -84,23 +66,15 @@ def result_of_stage(out: Path, name: str) -> dict[str, Any]:
 
 
 def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Do something on rank 0 and return its result on every rank. What it raises is raised on every rank: a ConfigError
-    as itself, another TPPOError or an OSError as DataError.
-    """
-    told: tuple[str, Any] = ("nothing", None)
-    if ranks.main:
+    """Do something on rank 0 and return its result on every rank, or raise on every rank; an OSError is a DataError."""
+
+    def readable() -> T:
         try:
-            told = ("result", action())
-        except ConfigError as error:
-            told = ("refused", (error.field, error.found, error.expected, error.remedy))
-        except (TPPOError, OSError) as error:
-            told = ("failed", str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}")
-    kind, value = ranks.broadcast(told)
-    if kind == "refused":
-        raise ConfigError(*value)
-    if kind == "failed":
-        raise DataError(value)
-    return value
+            return action()
+        except OSError as error:
+            raise DataError(f"{type(error).__name__}: {error}") from error
+
+    return ranks.lead(readable)
 
 
 def _begin(folder: Path, inputs: Mapping[str, Any], cheap: bool) -> bool:
@@ -141,13 +115,7 @@ def _done(folder: Path, *, needed: bool) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove {path.parent} to do the stage again") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is no JSON object; remove {path.parent} to do the stage again")
-    return found
+    return read_object(path, f"remove {path.parent} to do the stage again")
 
 
 def _differences(one: Any, two: Any, path: str = "") -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 
 from tppo.errors import ConfigError, DataError
 from tppo.evaluation.scores import wilson
+from tppo.files import read_object
 from tppo.runs.folder import read_metrics
 
 
@@ -90,7 +90,7 @@ def read_run(folder: Path) -> RunRecord:
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ConfigError("run", str(folder), f"a run folder, with {name}", "give folders that 'tppo train' wrote")
-    leaves = dict(_leaves(_json(folder / "config.json").get("config")))
+    leaves = dict(_leaves(read_object(folder / "config.json").get("config")))
     wanted = ("recipe", "seed", "algorithm.class", "rollout.slots", "evaluation.problems")
     if missing := [name for name in wanted if name not in leaves]:
         raise DataError(f"{folder / 'config.json'}: expected the configuration of a run, with {missing[0]}")
@@ -100,7 +100,7 @@ def read_run(folder: Path) -> RunRecord:
     lacking = {"step", "train_seconds", "tokens_generated"} - set(rows[-1])
     if lacking:
         raise DataError(f"{folder / 'metrics.jsonl'}, line {len(rows)}: expected a number {min(lacking)!r} in it")
-    summary = _json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    summary = read_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     points = _points(rows, summary, int(leaves["evaluation.problems"]))
     if not points:
         remedy = "set evaluation.every, or let the run end: an evaluation follows the last step"
@@ -250,13 +250,3 @@ def _leaves(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(tree, dict):
         return [(path, tree)]
     return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{path}.{key}" if path else key)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected JSON, found {type(error).__name__}: {error}") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found

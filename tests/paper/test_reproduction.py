@@ -22,46 +22,33 @@ from tppo.config.registry import with_algorithm
 from tppo.config.run import validate
 from tppo.errors import ConfigError, DataError
 from tppo.loop.trainer import Trainer
+from tppo.ranks.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 
 
-class Alone:
-    """One rank."""
-
-    main, size = True, 1
-
-    def broadcast(self, obj: Any) -> Any:
-        return obj
-
-    def barrier(self) -> None:
-        pass
-
-
-class Told(Alone):
-    """Another rank than 0: hears what rank 0 said, and must touch no file."""
-
-    main, size = False, 2
-
-    def __init__(self, *said: Any) -> None:
-        self.said = list(said)
-
-    def broadcast(self, obj: Any) -> Any:
-        assert obj == ("nothing", None)
-        return self.said.pop(0)
-
-
-class Several(Alone):
+class Said(Ranks):
     """Rank 0 of two; remembers what it said."""
 
-    size = 2
-
     def __init__(self) -> None:
+        super().__init__(0, 2)
         self.said: list[Any] = []
 
-    def broadcast(self, obj: Any) -> Any:
-        self.said.append(obj)
-        return obj
+    def gather(self, value: Any) -> list[Any]:
+        self.said.append(value)
+        return [value, (None, None)]
+
+
+class Told(Ranks):
+    """Rank 1 of two: hears what rank 0 said, and must touch no file."""
+
+    def __init__(self, *said: Any) -> None:
+        super().__init__(1, 2)
+        self.said = list(said)
+
+    def gather(self, value: Any) -> list[Any]:
+        assert value == (None, None)
+        return [self.said.pop(0), value]
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[int, bytes]]:
@@ -158,7 +145,7 @@ def test_changed_problems_are_noticed(whole: Path, tmp_path: Path, capsys: pytes
 
 
 def toy(out: Path, **options: Any) -> Reproduction:
-    return Reproduction(pair("toy", dry_run=True), out, Alone(), progress=False, **options)
+    return Reproduction(pair("toy", dry_run=True), out, Ranks(), progress=False, **options)
 
 
 def test_stopped_in_the_middle_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,18 +265,18 @@ def stage_of(inputs: dict[str, Any], work: Callable[[Path], Any] = lambda folder
 
 
 def test_a_damaged_stage_is_refused(tmp_path: Path) -> None:
-    assert run_stage(stage_of({"a": 1}), tmp_path, Alone())
+    assert run_stage(stage_of({"a": 1}), tmp_path, Ranks())
     (tmp_path / "s" / "done.json").write_text('{"digest": "0", "result": {}}')
     with pytest.raises(DataError, match=r"done\.json does not belong to .*inputs\.json: were they edited\? Remove"):
-        run_stage(stage_of({"a": 1}), tmp_path, Alone())
+        run_stage(stage_of({"a": 1}), tmp_path, Ranks())
     (tmp_path / "s" / "done.json").write_text('{"dig')
-    with pytest.raises(DataError, match=r"cannot be read.*remove .* to do the stage again"):
-        run_stage(stage_of({"a": 1}), tmp_path, Alone())
+    with pytest.raises(DataError, match=r"done\.json: expected JSON, found .*; remove .* to do the stage again"):
+        run_stage(stage_of({"a": 1}), tmp_path, Ranks())
 
 
 def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:
     """A result, a refusal and a failure reach every rank, so none waits for one that has stopped."""
-    zero = Several()
+    zero = Said()
     calls: list[Path] = []
     run_stage(stage_of({"a": 1}, lambda folder: calls.append(folder) or {}), tmp_path, zero)
     other = Told(*zero.said)
@@ -297,12 +284,12 @@ def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:
     assert calls == [tmp_path / "s", tmp_path / "none" / "s"]  # the work itself is done by all
     assert not (tmp_path / "none").exists()
     assert not other.said
-    zero = Several()
+    zero = Said()
     with pytest.raises(ConfigError, match="but these changed: a;"):
         run_stage(stage_of({"a": 2}), tmp_path, zero)
     with pytest.raises(ConfigError, match="but these changed: a;"):
         run_stage(stage_of({"a": 2}), tmp_path / "none", Told(*zero.said))
-    zero = Several()
+    zero = Said()
     with pytest.raises(DataError, match="FileNotFoundError"):
         on_main(zero, lambda: (tmp_path / "nowhere").read_text())
     with pytest.raises(DataError, match="FileNotFoundError"):

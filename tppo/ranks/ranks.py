@@ -166,6 +166,8 @@ class Ranks:
 
 def _like(error: BaseException, rank: int) -> tuple[type[TPPOError], tuple[Any, ...]]:
     """Class and arguments of the error that the other ranks raise in its place."""
+    if type(error) is ConfigError:
+        return ConfigError, (error.field, error.found, error.expected, error.remedy)
     if isinstance(error, OSError) and error.errno is not None:
         return OutputError, (error.errno, f"rank {rank}: {error.strerror}")
     kind = next((kind for kind in _TOLD if type(error) is kind), TPPOError)
