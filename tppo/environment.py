@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "git": git_revision(),
     }
+
+
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """Entry points of a group by name, sorted; nothing is imported."""
+    return {e.name: e for e in sorted(entry_points(group=group), key=lambda e: e.name)}
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
+from tppo.environment import plugins
 from tppo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ GROUP = "tppo.recipes"
 
 def recipe_entry_points() -> dict[str, EntryPoint]:
     """Name to entry point, sorted; nothing is imported."""
-    return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+    return plugins(GROUP)
 
 
 def load_recipe(name: str) -> RunConfig:

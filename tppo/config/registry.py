@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tppo.environment import plugins
 from tppo.errors import ConfigError
 from tppo.ranges import check_leaf, fields_of
 
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 def algorithm_entry_points() -> dict[str, EntryPoint]:
     """Name to entry point, sorted; nothing is imported."""
-    return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+    return plugins(GROUP)
 
 
 def load_algorithm(name: str) -> type[Algorithm]:

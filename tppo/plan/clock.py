@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any
 
 from tppo.config.run import RunConfig
+from tppo.environment import plugins
 
 GROUP = "tppo.plan"
 
@@ -50,7 +50,7 @@ class TimeAnswer:
 
 def predict(question: TimeQuestion) -> TimeAnswer | None:
     """The answer of the first installed clock; None without one. Raises ConfigError for what it cannot price."""
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+    for entry in plugins(GROUP).values():
         clock: Callable[[TimeQuestion], TimeAnswer] = entry.load()
         return clock(question)
     return None

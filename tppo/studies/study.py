@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from tppo.environment import environment
+from tppo.environment import environment, plugins
 from tppo.errors import ConfigError
 from tppo.files import writing_to
 from tppo.studies.folder import check_study_folder, swap, write_files
@@ -130,7 +130,7 @@ class Ticks:
 
 def study_entry_points() -> dict[str, EntryPoint]:
     """Name to entry point, sorted; nothing is imported."""
-    return {e.name: e for e in sorted(entry_points(group=GROUP), key=lambda e: e.name)}
+    return plugins(GROUP)
 
 
 def load_study(name: str) -> Study:
