@@ -58,7 +58,7 @@ class Trainer:
     def step(self) -> Step:
         """One step of training; returns what it did."""
         clock = PhaseClock(self.watch)
-        responses = self.collect(clock)  # 1 to 4: admit, load, generate, grade
+        responses = self.collect(clock)  # 1 to 4: load, admit, generate, grade
         try:
             return self.train(responses, clock)
         except NonFiniteError as error:
@@ -101,10 +101,10 @@ class Trainer:
         """Rounds of generation until the algorithm has what it trains on: one, unless it waits for whole groups."""
         cap, wanted = self.config.rollout.max_response_tokens, self.parts.groups or 1
         clock.count("generate", self.slots.new_tokens)
+        with clock.phase("load_policy"):
+            self.load_policy()
         for _ in range(PATIENCE * -(-cap // self.slots.window)):
             responses = self.slots.admit()
-            with clock.phase("load_policy"):
-                self.load_policy()
             with clock.phase("generate"):
                 ahead = self.grader.ahead(responses, cap)
                 answers = self.engine.generate(self.slots.requests(), self.sampling, ahead)
