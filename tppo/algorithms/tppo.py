@@ -24,8 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
-from tppo.algorithms.auxiliaries import Critic
-from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions, windowed_critic
 from tppo.algorithms.base import Parts, Rollout
 from tppo.algorithms.parts.advantages import generalised
 from tppo.algorithms.parts.tokens import new_tokens
@@ -55,10 +54,6 @@ class TPPO(PPO):
 
     def parts(self, rollout: Rollout) -> Parts:
         """PPO's, of this window's tokens."""
-        critic = Critic(
-            self.critic, self.gamma, self.boundary,
-            on_windows=self.critic.responses == "all", stored=self.critic.old_values == "stored",
-        )  # fmt: skip
         return replace(
             super().parts(rollout),
             window=self.window,
@@ -67,7 +62,7 @@ class TPPO(PPO):
                 over="window", boundary=self.boundary, window=self.window, max_length=rollout.max_response_tokens,
                 **self.estimator(),
             ),
-            auxiliaries=(critic, *self.reference()),
+            auxiliaries=(windowed_critic(self.critic, self.gamma, self.boundary), *self.reference()),
         )  # fmt: skip
 
     def check(self, rollout: Rollout) -> None:

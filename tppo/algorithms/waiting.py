@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
-from tppo.algorithms.auxiliaries import Critic
-from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions
+from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions, windowed_critic
 from tppo.algorithms.base import Parts, Rollout, Term
 from tppo.algorithms.parts.terms import clipped
 from tppo.algorithms.ppo import PPO
@@ -36,12 +35,8 @@ class Waiting(PPO):
 
     def parts(self, rollout: Rollout) -> Parts:
         """PPO's, in windows."""
-        critic = Critic(
-            self.critic, self.gamma,
-            on_windows=self.critic.responses == "all", stored=self.critic.old_values == "stored",
-        )  # fmt: skip
-        parts = super().parts(rollout)
-        return replace(parts, window=self.window, auxiliaries=(critic, *self.reference()))
+        critic = windowed_critic(self.critic, self.gamma)
+        return replace(super().parts(rollout), window=self.window, auxiliaries=(critic, *self.reference()))
 
     def check(self, rollout: Rollout) -> None:
         """A window that truncates."""

@@ -167,6 +167,13 @@ class Critic(Auxiliary):
         return Loss(terms.loss_N, {"value_clip_fraction": terms.clipped_N.to(now.value_X.dtype)})
 
 
+def windowed_critic(options: WindowedCriticOptions, gamma: float, boundary: Boundary = "repeat") -> Critic:
+    """The critic that these options describe. boundary: V(s_l) in the targets of unfinished windows."""
+    return Critic(
+        options, gamma, boundary, on_windows=options.responses == "all", stored=options.old_values == "stored"
+    )
+
+
 def finished(batch: Batch) -> Tensor:
     """Every token of responses that finished in this step."""
     return batch.finished_N
