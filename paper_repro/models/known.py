@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.models.cache import cached_folder
-from paper_repro.models.shapes import POSITIONS, qwen2_config
+from paper_repro.models.shapes import POSITIONS, qwen2_config, sizes_of
 from paper_repro.models.shrunken import PREFIX, shrunken_folder
-from sim.clock.hardware import MODELS
 from tppo.errors import ConfigError
 
 SMOLLM2 = "smollm2-135m"
@@ -59,18 +58,11 @@ def model_shape(name: str) -> Any:
             said = str(error).strip().splitlines()[0]
             raise ConfigError("task.model", name, "a folder with a config.json that transformers knows", said) from None
     if name == SMOLLM2:
-        m = MODELS["SmolLM2-135M"]
         return LlamaConfig(
-            vocab_size=m.vocab,
-            hidden_size=m.hidden,
-            intermediate_size=m.intermediate,
-            num_hidden_layers=m.layers,
-            num_attention_heads=m.heads,
-            num_key_value_heads=m.kv_heads,
+            **sizes_of("SmolLM2-135M"),
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 1e5},
-            tie_word_embeddings=m.tied,
         )
     short = name.rpartition("/")[2]
     if short not in POSITIONS:

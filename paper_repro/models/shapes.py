@@ -6,7 +6,7 @@ planning memory and for random models of the same kind: weights never come from 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim.clock.hardware import MODELS
 from tppo.errors import ConfigError
@@ -26,6 +26,20 @@ END_OF_TEXT = 151643
 """Token id that ends a response of the base models; the instruct models end with another."""
 
 
+def sizes_of(name: str) -> dict[str, Any]:
+    """What ``sim.clock.hardware.MODELS`` says of a model, under the names of transformers."""
+    m = MODELS[name]
+    return {
+        "vocab_size": m.vocab,
+        "hidden_size": m.hidden,
+        "intermediate_size": m.intermediate,
+        "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads,
+        "num_key_value_heads": m.kv_heads,
+        "tie_word_embeddings": m.tied,
+    }
+
+
 def qwen2_config(name: str) -> Qwen2Config:
     """The configuration of ``name``, such as 'Qwen2.5-32B'. Raises ConfigError for a name that is not known here.
 
@@ -37,18 +51,11 @@ def qwen2_config(name: str) -> Qwen2Config:
         raise ConfigError("shape", name, "one of " + ", ".join(POSITIONS))
     from transformers import Qwen2Config
 
-    m = MODELS[name]
     return Qwen2Config(
-        vocab_size=m.vocab,
-        hidden_size=m.hidden,
-        intermediate_size=m.intermediate,
-        num_hidden_layers=m.layers,
-        num_attention_heads=m.heads,
-        num_key_value_heads=m.kv_heads,
+        **sizes_of(name),
         max_position_embeddings=POSITIONS[name],
         rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=m.tied,
         bos_token_id=END_OF_TEXT,
         eos_token_id=END_OF_TEXT,
         dtype="bfloat16",
