@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.launch import BASE
+
 ROOT = Path(__file__).parents[2]
 REINFORCE = '''
 """-A log pi, A = R - mean of the group."""
@@ -41,9 +43,7 @@ TOY = [
     "--algorithm.window", "3",
     "--rollout.slots", "16", "--rollout.max-response-tokens", "48", "--policy.mini-batch", "16",
     "--evaluation.problems", "16", "--evaluation.every", "0", "--compute.micro-batch-tokens", "512",
-    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
-    "--task.base.layers", "2", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
-    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
+    *BASE,
 ]  # fmt: skip
 MDP = ["--rollout.slots", "64", "--policy.mini-batch", "64", "--evaluation.problems", "64"]
 

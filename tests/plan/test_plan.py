@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,12 +13,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from paper_repro.models.known import model_shape
 from paper_repro.tasks.pretrained import MathDataTask
 from sim.clock.hardware import HARDWARE, MODELS
+from tests.support.reinforce import Reinforce
 from tppo.algorithms import PPO, TPPO
-from tppo.algorithms.base import Algorithm, Parts
-from tppo.algorithms.parts.advantages import outcome
-from tppo.algorithms.parts.select import whole_group
-from tppo.algorithms.parts.terms import clipped
-from tppo.algorithms.parts.tokens import finished_tokens
 from tppo.config.run import Compute, Optimizer, Rollout, RunConfig, VllmOptions
 from tppo.models.folder import as_critic, as_policy
 from tppo.plan.budget import budget
@@ -281,20 +277,9 @@ def test_scaling_from_what_was_tracked() -> None:
     assert half["critic"].peak["activations"] == known["critic"].peak["activations"] // 2
 
 
-@dataclass(frozen=True)
-class GroupMean(Algorithm):
-    """A policy and nothing beside it."""
-
-    def parts(self, rollout: Rollout) -> Parts:
-        return Parts(
-            select=whole_group, tokens=finished_tokens, terms=(clipped(clip_low=0.2, clip_high=0.2),),
-            advantage=outcome(lambda R_S, batch: R_S - R_S.mean()),
-        )  # fmt: skip
-
-
 def test_a_plan_has_the_networks_that_the_algorithm_names() -> None:
     """No critic is tracked where none is named; a reference is its shards alone."""
-    alone = replace(job(2, 1, 96, 80), algorithm=GroupMean(), needed={"policy": 80})
+    alone = replace(job(2, 1, 96, 80), algorithm=Reinforce(), needed={"policy": 80})
     assert set(track(alone)) == {"policy"}
     found = track(replace(job(2, 1, 96, 80), algorithm=PPO(kl=0.1)))
     assert set(found) == {"policy", "critic", "reference"}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests.support.launch import BASE
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.checkpoint.store import FOLDER, listed
 from tppo.runs.folder import read_metrics
@@ -37,10 +38,7 @@ TOY_LANGUAGE = [
     "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
     "--algorithm.entropy", "0.01", "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8",
     "--evaluation.problems", "4", "--evaluation.every", "2", "--checkpoint.every", "1",
-    # Small, yet able to solve the shortest problems: without rewards nothing would move.
-    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
-    "--task.base.layers", "1", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
-    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
+    *BASE, "--task.base.layers", "1",
 ]  # fmt: skip
 
 

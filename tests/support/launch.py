@@ -10,14 +10,17 @@ from pathlib import Path
 
 WORKER = Path(__file__).with_name("worker.py")
 # Small, yet able to solve the shortest problems: without rewards nothing would move.
+BASE = [
+    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
+    "--task.base.layers", "2", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
+    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
+]  # fmt: skip
 TOY = [
     "toy-language", "--rollout.slots", "12", "--rollout.max-response-tokens", "48", "--quiet",
     "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
     "--algorithm.entropy", "0.01", "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8",
     "--evaluation.problems", "6", "--evaluation.every", "2", "--compute.micro-batch-tokens", "200",
-    "--task.base.examples", "6000", "--task.base.error-rate", "0", "--task.base.language.difficulty.maximum", "2",
-    "--task.base.layers", "2", "--task.base.width", "32", "--task.base.heads", "2", "--task.base.mlp-width", "64",
-    "--task.base.max-positions", "128", "--task.base.tokens-per-batch", "512",
+    *BASE,
 ]  # fmt: skip
 MDP = [
     "token-mdp", "--rollout.slots", "16", "--rollout.max-response-tokens", "24", "--quiet",

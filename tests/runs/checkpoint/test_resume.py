@@ -272,43 +272,25 @@ def test_no_critic_no_tensor_of_one(undisturbed: Path) -> None:
     assert not [name for name in rows[-1] if "critic" in name or "value" in name]
 
 
-@pytest.mark.parametrize("round_lost", [3, 5, 8, 11, 14])
-def test_groups_that_wait_go_on_where_they_stood(
-    round_lost: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed in some round of generation, of which a step has several; bit for bit the run that was not."""
-    out, generate, calls = tmp_path / "run", EmbeddedEngine.generate, []
-
-    def dying(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
-        calls.append(len(requests))
-        if len(calls) == round_lost:
-            raise RuntimeError("killed")
-        return generate(self, requests, sampling, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EmbeddedEngine, "generate", dying)
-        with pytest.raises(RuntimeError, match="killed"):
-            run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
-    run(WAITING, out, progress=False, resume="auto", dump=out.with_suffix(".tokens"))
-    assert_same_run(undisturbed, out)
-
-
+@pytest.mark.parametrize("error", [RuntimeError("killed"), EngineDied("the process of the engine is gone")])
 @pytest.mark.parametrize("round_lost", [3, 5, 8, 11, 14])
 def test_a_step_of_several_rounds_goes_on_in_the_middle(
-    round_lost: int, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    round_lost: int, error: Exception, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine dies: what the rounds before it generated in this step is saved, and counted once."""
+    """Bit for bit the run that nothing befell, whether all of it dies in some round of generation, and with it what the
+    step had generated, or the engine alone: then what the rounds before it generated is saved, and counted once.
+    """
     out, generate, calls = tmp_path / "run", EmbeddedEngine.generate, []
 
     def dying(self: EmbeddedEngine, requests: Any, sampling: Any, done: Any = None) -> Any:
         calls.append(len(requests))
         if len(calls) == round_lost:
-            raise EngineDied("the process of the engine is gone")
+            raise error
         return generate(self, requests, sampling, done)
 
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddedEngine, "generate", dying)
-        with pytest.raises(EngineDied):
+        with pytest.raises(type(error)):
             run(WAITING, out, progress=False, dump=out.with_suffix(".tokens"))
     run(WAITING, out, progress=False, resume="auto", dump=out.with_suffix(".tokens"))
     assert_same_run(undisturbed, out)
