@@ -16,7 +16,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 test-main: .venv/.installed
-	$(BIN)/python -m pytest --ignore=tests/vllm
+	$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-vllm: .venv-vllm/.installed
 	$(VLLM)/python -m pytest tests/vllm

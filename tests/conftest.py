@@ -6,6 +6,7 @@ import os
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; tests run side by side, one a core
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.launch import MDP, TOY, WORKER, succeed, torchrun
+from tests.support.launch import MDP, TOY, WORKER, Forks, succeed, torchrun
 from tppo.models.call import deal
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.checkpoint.store import listed
@@ -23,13 +24,38 @@ FIVE_STEPS = 5e-6
 
 
 @pytest.fixture(scope="session")
-def gradient_files(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Gradients of one batch, computed on 1, 2 and 4 ranks."""
-    folders = {}
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A process that has everything imported, and starts ranks."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def launched(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """On 1, 2 and 4 ranks: gradients of one batch, then five steps of runs."""
+    out = {}
     for ranks in (1, 2, 4):
-        folders[ranks] = tmp_path_factory.mktemp(f"gradients-{ranks}")
-        succeed(torchrun(ranks, [WORKER, "gradients", folders[ranks]]))
-    return folders
+        root = out[ranks] = tmp_path_factory.mktemp(f"ranks-{ranks}")
+        runs = []
+        for name, recipe in (("toy", TOY), ("mdp", MDP))[: 1 if ranks == 4 else 2]:
+            dump = ["--dump-rollouts", str(root / f"{name}-tokens"), "--checkpoint.keep", "9"]
+            runs.append(["train", *recipe, "--steps", "5", "--out", str(root / name), *dump])
+        (root / "gradients").mkdir()
+        succeed(forks.run(ranks, ["gradients and runs", root / "gradients", json.dumps(runs)]))
+    return out
+
+
+@pytest.fixture(scope="session")
+def gradient_files(launched: dict[int, Path]) -> dict[int, Path]:
+    """Gradients of one batch, computed on 1, 2 and 4 ranks."""
+    return {ranks: root / "gradients" for ranks, root in launched.items()}
+
+
+@pytest.fixture(scope="session")
+def runs(launched: dict[int, Path]) -> dict[int, Path]:
+    """Five steps on 1, 2 and 4 ranks."""
+    return launched
 
 
 def relative_errors(one: Path, other: Path, prefix: str = "") -> dict[str, float]:
@@ -84,9 +110,11 @@ def test_messages_between_ranks(gradient_files: dict[int, Path], ranks: int) -> 
 
 
 @pytest.mark.parametrize("method", ["generate", "score"])
-def test_an_engine_that_fails_on_one_rank_stops_all_and_loses_nothing(tmp_path: Path, method: str) -> None:
+def test_an_engine_that_fails_on_one_rank_stops_all_and_loses_nothing(
+    forks: Forks, tmp_path: Path, method: str
+) -> None:
     argv = ["train", *MDP, "--steps", "6", "--checkpoint.every", "50", "--out", tmp_path / "run"]
-    done = torchrun(2, [WORKER, "broken engine", method, "2", *argv])
+    done = forks.run(2, ["broken engine", method, "2", *argv])
     assert done.returncode == 1
     assert "tppo: EngineError: rank 1: EngineError: the engine broke" in done.stderr
     assert "tppo: rank 1: EngineError: the engine broke" in done.stderr
@@ -106,18 +134,6 @@ def test_bfloat16_over_float32_masters(tmp_path: Path) -> None:
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert 0 < metrics[-1]["engine_gap_max"] < 0.1  # the engine has the narrowed weights, but computes in float32
     assert metrics[-1]["policy_updates"] > 0
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Five steps on 1, 2 and 4 ranks."""
-    out = {}
-    for ranks in (1, 2, 4):
-        root = out[ranks] = tmp_path_factory.mktemp(f"runs-{ranks}")
-        for name, recipe in (("toy", TOY), ("mdp", MDP))[: 1 if ranks == 4 else 2]:
-            dump = ["--dump-rollouts", root / f"{name}-tokens", "--checkpoint.keep", "9"]
-            succeed(torchrun(ranks, ["-m", "tppo", "train", *recipe, "--steps", "5", "--out", root / name, *dump]))
-    return out
 
 
 def tokens_of(folder: Path) -> list[list[tuple[int, list[int], float | None]]]:
@@ -151,35 +167,37 @@ def weights_after_training(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def interrupted(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three steps of five on two ranks."""
     root = tmp_path_factory.mktemp("interrupted")
     every = ["--checkpoint.every", "3", "--dump-rollouts", root / "tokens"]
-    succeed(torchrun(2, ["-m", "tppo", "train", *TOY, "--steps", "3", "--out", root / "run", *every]))
+    succeed(forks.run(2, ["tppo", "train", *TOY, "--steps", "3", "--out", root / "run", *every]))
     return root
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(
-    runs: dict[int, Path], interrupted: Path, tmp_path: Path, ranks: int
+    forks: Forks, runs: dict[int, Path], interrupted: Path, tmp_path: Path, ranks: int
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(interrupted, root)
     shards = list((root / "run" / "checkpoints" / "step-00000003" / "tensors").iterdir())
     assert len(shards) == 2
     go_on = ["--checkpoint.every", "3", "--steps", "5", "--resume", "auto", "--allow-change", "steps,checkpoint"]
-    argv = ["-m", "tppo", "train", *TOY, "--out", root / "run", "--dump-rollouts", root / "tokens", *go_on]
-    succeed(torchrun(ranks, argv))
+    argv = ["tppo", "train", *TOY, "--out", root / "run", "--dump-rollouts", root / "tokens", *go_on]
+    succeed(forks.run(ranks, argv))
     assert tokens_of(root / "tokens") == tokens_of(runs[2] / "toy-tokens")
     a, b = (load_file(run / "policy" / "model.safetensors") for run in (runs[2] / "toy", root / "run"))
     apart = max(float((a[k] - b[k]).abs().max()) for k in a)
     assert apart <= (0.0 if ranks == 2 else FIVE_STEPS)  # the same number of ranks: the same bits
 
 
-def test_a_disk_that_refuses_rank_0_leaves_no_mixed_checkpoint(runs: dict[int, Path], tmp_path: Path) -> None:
+def test_a_disk_that_refuses_rank_0_leaves_no_mixed_checkpoint(
+    forks: Forks, runs: dict[int, Path], tmp_path: Path
+) -> None:
     """No rank may begin a checkpoint that another one skips: its shards would end up in the next."""
     argv = ["train", *TOY, "--steps", "5", "--out", tmp_path / "run", "--checkpoint.keep", "9"]
-    done = torchrun(2, [WORKER, "full disk", "2", *argv, "--checkpoint.every", "1", "--checkpoint.keep-best", "0"])
+    done = forks.run(2, ["full disk", "2", *argv, "--checkpoint.every", "1", "--checkpoint.keep-best", "0"])
     succeed(done)
     assert "no checkpoint of step 2" in done.stderr
     steps = dict(listed(tmp_path / "run" / "checkpoints"))

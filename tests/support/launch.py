@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,12 @@ MDP = [
 ]  # fmt: skip
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of a launch: one thread a rank, and the project importable."""
+    here = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return {"XDG_CACHE_HOME": str(Path.home() / ".cache")} | os.environ | here
+
+
 def torchrun(
     ranks: int, argv: Sequence[str | Path], *, restarts: int = 0, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -37,10 +44,37 @@ def torchrun(
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
         f"--max-restarts={restarts}", *map(str, argv),
     ]  # fmt: skip
-    cache = Path.home() / ".cache"
-    here = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[2])}
-    surroundings = {"XDG_CACHE_HOME": str(cache)} | os.environ | here
-    return subprocess.run(command, capture_output=True, text=True, env=surroundings | dict(env or {}), timeout=600)
+    env = surroundings() | dict(env or {})
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+
+
+class Forks:
+    """Starts ranks of ``tests.support.worker`` as `torchrun` does, but forked from a process that is ready to go."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "output"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.forks"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings(),
+        )  # fmt: skip
+        assert self._answer() == "ready\n"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def run(self, ranks: int, argv: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+        """The worst status of the ranks; what all of them said is in stderr."""
+        assert self.process.stdin is not None
+        self.output.unlink(missing_ok=True)
+        command = {"ranks": ranks, "argv": [*map(str, argv)], "output": str(self.output)}
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return subprocess.CompletedProcess(argv, int(self._answer()), "", self.output.read_text())
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self.process.communicate()
 
 
 def succeed(done: subprocess.CompletedProcess[str]) -> None:

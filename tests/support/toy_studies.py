@@ -58,10 +58,9 @@ OTHER = Study("another name", "time", "Who am I?", broken)
 
 def install(monkeypatch: pytest.MonkeyPatch, **studies: str) -> None:
     """Let these, name to attribute of this module (or a whole reference), be all the studies there are."""
-    entries = [
-        EntryPoint(
-            name.replace("_", "-"), where if ":" in where else f"tests.support.toy_studies:{where}", "tppo.studies"
-        )
+    places = {
+        name.replace("_", "-"): where if ":" in where else f"tests.support.toy_studies:{where}"
         for name, where in studies.items()
-    ]
-    monkeypatch.setattr("tppo.studies.study.entry_points", lambda group: entries if group == "tppo.studies" else [])
+    }
+    entries = {name: EntryPoint(name, where, "tppo.studies") for name, where in places.items()}
+    monkeypatch.setattr("tppo.studies.study.plugins", lambda group: entries if group == "tppo.studies" else {})
