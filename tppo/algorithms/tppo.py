@@ -28,6 +28,7 @@ from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions, windowed_c
 from tppo.algorithms.base import Parts, Rollout
 from tppo.algorithms.parts.advantages import generalised
 from tppo.algorithms.parts.tokens import new_tokens
+from tppo.algorithms.parts.window import check_window
 from tppo.algorithms.ppo import PPO
 from tppo.errors import ConfigError
 from tppo.maths.advantages import Boundary
@@ -76,14 +77,3 @@ class TPPO(PPO):
                 f"more than algorithm.ignore_last ({self.ignore_last})",
                 "an unfinished window would train nothing; use a longer window or drop fewer tokens",
             )
-
-
-def check_window(window: int, rollout: Rollout) -> None:
-    """Raises ConfigError for a window longer than the cap."""
-    if rollout.max_response_tokens < window:
-        raise ConfigError(
-            "rollout.max_response_tokens",
-            rollout.max_response_tokens,
-            f"at least algorithm.window ({window})",
-            "a cap shorter than the window truncates nothing; the algorithm 'ppo' generates whole responses",
-        )

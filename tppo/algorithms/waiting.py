@@ -17,8 +17,8 @@ from typing import Annotated, ClassVar
 from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions, windowed_critic
 from tppo.algorithms.base import Parts, Rollout, Term
 from tppo.algorithms.parts.terms import clipped
+from tppo.algorithms.parts.window import check_window
 from tppo.algorithms.ppo import PPO
-from tppo.algorithms.tppo import check_window
 from tppo.errors import ConfigError
 from tppo.ranges import Range
 

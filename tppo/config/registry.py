@@ -37,22 +37,28 @@ def load_algorithm(name: str) -> type[Algorithm]:
 
 
 def with_algorithm(config: RunConfig, kind: type[Algorithm]) -> RunConfig:
-    """The same run by another algorithm. A number that both have keeps the value that it has here.
+    """The same run by another algorithm. A number that the recipe has set goes along where the other one has it too.
 
-    So a recipe's learning rate of the critic, window or warm-up goes along where the other algorithm has one too.
+    So a recipe's learning rate of the critic, window or warm-up stays what it was tuned to, and whatever it left alone
+    is the other algorithm's own. What the other one leaves out (None) stays out.
     """
-    return dataclasses.replace(config, algorithm=carried(config.algorithm, kind()))
+    source = config.algorithm
+    return dataclasses.replace(config, algorithm=carried(source, type(source)(), kind()))
 
 
-def carried(source: Any, target: T) -> T:
-    """``target`` with the values that ``source`` has under the same names, wherever its own types allow them."""
+def carried(source: Any, usual: Any, target: T) -> T:
+    """``target`` with the values that ``source`` has under the same names and ``usual`` has not, wherever its own types
+    allow them.
+    """
     changes: dict[str, Any] = {}
     for name, hint, value in fields_of(target):
-        if not hasattr(source, name):
+        if not hasattr(source, name) or value is None:
             continue
-        found = getattr(source, name)
+        found, ordinary = getattr(source, name), getattr(usual, name)
         if dataclasses.is_dataclass(value):
-            changes[name] = carried(found, value)
+            changes[name] = carried(found, ordinary, value)
+            continue
+        if found == ordinary:
             continue
         try:
             check_leaf(name, hint, found)

@@ -113,6 +113,8 @@ class Trainer:
                 self.grader.grade(responses)
             if self.slots.settle(self.version) >= wanted:
                 return self.slots.take()
+        if self.slots.ready:  # fewer than asked for: the rest of the prompts is solved, or out of reach
+            return self.slots.take()
         raise DataError(f"too few groups to train on after {PATIENCE} longest responses: do all rewards agree?")
 
     def load_policy(self) -> None:

@@ -35,21 +35,33 @@ def _check_groups(R_S: Tensor, group_S: Tensor) -> None:
             )
 
 
-def _sums(x_S: Tensor, group_S: Tensor) -> Tensor:
+def group_sums(x_S: Tensor, group_S: Tensor) -> Tensor:
     """Sum over the group of each response [S]. No more groups than responses, so S places are enough."""
     return torch.zeros_like(x_S).index_add_(0, group_S, x_S)[group_S]
+
+
+def group_extremes(x_S: Tensor, group_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest of the group of each response, each [S].
+
+    >>> [x.tolist() for x in group_extremes(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]))]
+    [[1.0, 1.0, 2.0], [3.0, 3.0, 2.0]]
+    """
+    _check_groups(x_S, group_S)
+    empty_S = torch.zeros_like(x_S)
+    low, high = (empty_S.scatter_reduce(0, group_S, x_S, how, include_self=False) for how in ("amin", "amax"))
+    return low[group_S], high[group_S]
 
 
 def _mean(R_S: Tensor, group_S: Tensor) -> Tensor:
     """`group_mean` without the checks. Summed from the lowest outcome up: of equal outcomes the mean is their value."""
     lowest_S = torch.zeros_like(R_S).scatter_reduce_(0, group_S, R_S, "amin", include_self=False)[group_S]
-    return lowest_S + _sums(R_S - lowest_S, group_S) / _sums(torch.ones_like(R_S), group_S)
+    return lowest_S + group_sums(R_S - lowest_S, group_S) / group_sums(torch.ones_like(R_S), group_S)
 
 
 def _std(R_S: Tensor, group_S: Tensor) -> Tensor:
     """`group_std` without the checks."""
-    size_S = _sums(torch.ones_like(R_S), group_S)
-    return (_sums((R_S - _mean(R_S, group_S)).square(), group_S) / (size_S - 1).clamp(min=1)).sqrt()
+    size_S = group_sums(torch.ones_like(R_S), group_S)
+    return (group_sums((R_S - _mean(R_S, group_S)).square(), group_S) / (size_S - 1).clamp(min=1)).sqrt()
 
 
 @torch.no_grad()
@@ -142,5 +154,29 @@ def rloo_advantage(R_S: Tensor, group_S: Tensor) -> Tensor:
     tensor([ 0.6667, -0.6667, -0.6667,  0.6667])
     """
     _check_groups(R_S, group_S)
-    size_S = _sums(torch.ones_like(R_S), group_S)
+    size_S = group_sums(torch.ones_like(R_S), group_S)
     return (R_S - _mean(R_S, group_S)) * (size_S / (size_S - 1).clamp(min=1))
+
+
+@torch.no_grad()
+def signed_weights(R_S: Tensor, group_S: Tensor) -> Tensor:
+    """The two weights of right and wrong answers that make fine-tuning GRPO's first update (arXiv 2505.13697).
+
+        right: c sqrt((1 - p) / p),    wrong: -c sqrt(p / (1 - p)),    c = sqrt((n - 1) / n)
+
+    with p the share of right answers (outcomes above 0) in the group of n; 0 where all or none are right. Equal to
+    `grpo_advantage` with scale for outcomes 0 and 1, but for its eps.
+
+    Args, shapes and errors are those of `group_mean`.
+
+    >>> signed_weights(torch.tensor([1.0, 0.0, 0.0, 0.0]), torch.zeros(4, dtype=torch.int64))
+    tensor([ 1.5000, -0.5000, -0.5000, -0.5000])
+    """
+    _check_groups(R_S, group_S)
+    right_S = (R_S > 0).to(R_S.dtype)
+    size_S = group_sums(torch.ones_like(R_S), group_S)
+    p_S = group_sums(right_S, group_S) / size_S
+    mixed_S = (p_S > 0) & (p_S < 1)
+    odds_S = torch.where(mixed_S, (1 - p_S) / torch.where(mixed_S, p_S, 1.0), 0.0)
+    inverse_S = torch.where(mixed_S, p_S / torch.where(mixed_S, 1 - p_S, 1.0), 0.0)
+    return ((size_S - 1) / size_S).sqrt() * torch.where(right_S > 0, odds_S.sqrt(), -inverse_S.sqrt()) + 0.0

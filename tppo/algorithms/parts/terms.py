@@ -10,6 +10,7 @@ from torch import Tensor
 from tppo.fit.terms import Columns, Loss, Now, Term
 from tppo.maths.aggregate import Aggregation
 from tppo.maths.objectives import KLKind, kl_estimate, lm_loss, ppo_loss, truncated_importance_weights
+from tppo.maths.weights import Level, levelled
 from tppo.types import Batch
 
 
@@ -20,11 +21,13 @@ def clipped(
     dual_clip: float | None = None,
     importance_cap: float | None = None,
     centre: Literal["old", "behaviour"] = "old",
+    level: Level = "token",
     aggregation: Aggregation = "token-mean",
     constant_length: int | None = None,
 ) -> Term:
     """The clipped surrogate (PPO, arXiv 1707.06347), around the policy before the update or the one that sampled.
 
+    level: whose ratio is clipped, each token's or one for the response (GSPO, arXiv 2507.18071, takes the mean).
     importance_cap: weigh tokens by min(pi_old / pi_behaviour, cap); None is off. With tokens that waited for the end
     of their response this is decoupled PPO (arXiv 2110.00641), else truncated importance sampling for an engine that
     computes other log-probabilities than the trainer.
@@ -33,7 +36,10 @@ def clipped(
     def loss(now: Now, data: Columns) -> Loss:
         old = data[centre].to(now.value_X.dtype)
         advantages = data["advantages"].to(now.value_X.dtype)
-        terms = ppo_loss(now.value_X, old, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+        logprobs = now.value_X
+        if level != "token":
+            logprobs = old + levelled(logprobs - old, data["train"], now.offsets, level=level)
+        terms = ppo_loss(logprobs, old, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
         loss_X = terms.loss_N
         if importance_cap is not None:
             loss_X = loss_X * truncated_importance_weights(old, data["behaviour"], cap=importance_cap)
@@ -49,6 +55,7 @@ def clipped(
         return Loss(loss_X, means, {"ratio_max": ratio})
 
     reads = {centre, "advantages", *(["behaviour"] if importance_cap is not None else [])}
+    reads |= {"train"} if level != "token" else set()
     return Term("policy_loss", loss, reads=frozenset(reads), aggregation=aggregation, constant_length=constant_length)
 
 
@@ -69,10 +76,17 @@ def entropy_bonus(weight: float, *, aggregation: Aggregation = "token-mean") -> 
     )
 
 
-def kl_to_reference(weight: float, *, kind: KLKind = "k3", aggregation: Aggregation = "token-mean") -> Term:
+def kl_to_reference(
+    weight: float,
+    *,
+    kind: KLKind = "k3",
+    aggregation: Aggregation = "token-mean",
+    constant_length: int | None = None,
+) -> Term:
     """KL penalty towards the initial policy, as a loss."""
 
     def loss(now: Now, data: Columns) -> Loss:
         return Loss(kl_estimate(now.value_X, data["reference"].to(now.value_X.dtype), kind=kind))
 
-    return Term("reference_kl", loss, reads=frozenset({"reference"}), weight=weight, aggregation=aggregation)
+    reads = frozenset({"reference"})
+    return Term("reference_kl", loss, reads, weight=weight, aggregation=aggregation, constant_length=constant_length)
