@@ -458,7 +458,7 @@ def test_whole_groups_train_as_one_however_many_rounds_it_takes(groups: int | No
     loads: list[int] = []
     rounds: list[int] = []
     inner, admit = trainer.engine.load_policy, trainer.slots.admit
-    trainer.slots.admit = lambda: (rounds.append(0), admit())[1]  # type: ignore[method-assign]
+    trainer.slots.admit = lambda *at: (rounds.append(0), admit(*at))[1]  # type: ignore[method-assign]
     trainer.engine.load_policy = lambda named, version: (loads.append(version), inner(named, version))[1]  # type: ignore
     seen: Counter[int] = Counter()
     for number in range(5):
@@ -507,7 +507,7 @@ def test_an_algorithm_that_never_trains_ends(verdict: Verdict) -> None:
     trainer = build_trainer(choosing(None, 12, never))
     rounds: list[int] = []
     admit = trainer.slots.admit
-    trainer.slots.admit = lambda: (rounds.append(0), admit())[1]  # type: ignore[method-assign]
+    trainer.slots.admit = lambda *at: (rounds.append(0), admit(*at))[1]  # type: ignore[method-assign]
     with pytest.raises(DataError, match=f"too few groups to train on after {PATIENCE} longest responses"):
         trainer.step()
     assert len(rounds) == PATIENCE * 2  # two windows are a response

@@ -150,6 +150,12 @@ class Parts:
     """Generate in rounds until so many groups are selected; None: until there is one response."""
     live: frozenset[str] = frozenset()
     """Columns of auxiliaries that are made anew for every mini-batch of the policy."""
+    lag: int = 0
+    """Batches that are made before one trains: deterministic emulation of an asynchronous run of this lag."""
+    reuse: int = 1
+    """Steps in which a batch trains, together with the newer ones."""
+    staleness: tuple[int, int] | None = None
+    """(groups of a step, policy versions that a group may be behind when it trains); None opens groups freely."""
     policy_from: int = 0
     """First step in which the policy trains; before it only auxiliaries do."""
     stop: Stop | None = None

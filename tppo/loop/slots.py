@@ -30,14 +30,20 @@ class Slots:
         window: int,
         max_response_tokens: int,
         select: Select,
+        lag: int = 0,
+        reuse: int = 1,
+        staleness: tuple[int, int] | None = None,
     ) -> None:
         """prompts: ``prompts(i)`` is the i-th prompt of the stream, the same however often it is asked.
 
         slots: responses in flight, constant. group_size: responses to each prompt. window: most new tokens of a
-        response in a round. max_response_tokens: total cap. select: which groups train.
+        response in a round. max_response_tokens: total cap. select: which groups train. lag: batches that are made
+        before one trains. reuse: steps in which a batch trains. staleness: (groups of a step, policy versions that a
+        group may be behind): no more groups are opened than could train in time, so that slots may stay empty.
         """
         self.prompts, self.slots, self.group_size = prompts, slots, group_size
         self.window, self.max_response_tokens, self.select = window, max_response_tokens, select
+        self.lag, self.reuse, self.staleness = lag, reuse, staleness
         self.cursor = 0
         """Prompts drawn."""
         self.next_uid = 0
@@ -50,13 +56,20 @@ class Slots:
         """Finished members of groups that are not complete, outside the slots."""
         self.ready: list[Response] = []
         """Selected in this step, to be taken at its end."""
+        self.shelf: list[list[Response]] = []
+        """Batches that train later, or again; oldest first."""
         self.new_tokens = 0
         """Generated in this step; a run may have to go on between two of its rounds."""
 
-    def admit(self) -> list[Response]:
-        """Fill the free slots and return all responses of this round: carried ones first, in their order."""
+    def admit(self, version: int = 0) -> list[Response]:
+        """Fill the free slots and return all responses of this round: carried ones first, in their order.
+
+        version: of the policy, for the bound on staleness.
+        """
         while len(self.in_flight) < self.slots:
             if not self.queue:
+                if self.staleness and self.cursor >= self.staleness[0] * (version + 1 + self.staleness[1]):
+                    break  # AReaL, arXiv 2505.24298: floor((N - 1) / B) <= version + eta
                 self.queue = self._open_group()
             free = self.slots - len(self.in_flight)
             self.in_flight += self.queue[:free]
@@ -132,9 +145,17 @@ class Slots:
         return len({r.group for r in self.ready})
 
     def take(self) -> list[Response]:
-        """The responses that train in this step, oldest first. Every unfinished one keeps its slot."""
-        taken, self.ready, self.new_tokens = self.ready, [], 0
-        return taken
+        """What is ready is a batch. Returns the responses that train in this step, oldest first; none while there are
+        not more batches than the lag. Every unfinished one keeps its slot.
+        """
+        self.shelf.append(self.ready)
+        self.ready = []
+        if len(self.shelf) <= self.lag:
+            return []
+        trains = self.shelf[: len(self.shelf) - self.lag][-self.reuse :]
+        kept = self.lag + self.reuse - 1
+        self.shelf, self.new_tokens = self.shelf[-kept:] if kept else [], 0
+        return [r for batch in trains for r in batch]
 
 
 class Requests(Sequence[GenerationRequest]):

@@ -48,7 +48,8 @@ class Trainer:
         self.policy = self.networks.policy
         self.slots = Slots(
             workload.prompts, slots=r.slots, group_size=r.group_size, window=config.window,
-            max_response_tokens=r.max_response_tokens, select=self.parts.select,
+            max_response_tokens=r.max_response_tokens, select=self.parts.select, lag=self.parts.lag,
+            reuse=self.parts.reuse, staleness=self.parts.staleness,
         )  # fmt: skip
         self.sampling = Sampling(r.temperature, workload.stop_ids, config.seed)
         self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds, ranks=ranks)
@@ -103,18 +104,17 @@ class Trainer:
         clock.count("generate", self.slots.new_tokens)
         with clock.phase("load_policy"):
             self.load_policy()
-        for _ in range(PATIENCE * -(-cap // self.slots.window)):
-            responses = self.slots.admit()
+        for left in reversed(range(PATIENCE * -(-cap // self.slots.window))):
+            responses = self.slots.admit(self.version)
             with clock.phase("generate"):
                 ahead = self.grader.ahead(responses, cap)
                 answers = self.engine.generate(self.slots.requests(), self.sampling, ahead)
                 clock.count("generate", self.slots.extend(answers, self.version))
             with clock.phase("grade"):
                 self.grader.grade(responses)
-            if self.slots.settle(self.version) >= wanted:
-                return self.slots.take()
-        if self.slots.ready:  # fewer than asked for: the rest of the prompts is solved, or out of reach
-            return self.slots.take()
+            enough = wanted if left else 1  # in the end with fewer: the other prompts are solved, or too hard
+            if self.slots.settle(self.version) >= enough and (taken := self.slots.take()):
+                return taken
         raise DataError(f"too few groups to train on after {PATIENCE} longest responses: do all rewards agree?")
 
     def load_policy(self) -> None:

@@ -143,6 +143,23 @@ def energy_advantage(G_N: Tensor, energy_N: Tensor, position_N: Tensor, group_N:
     return G_N - torch.where((count_N > 1) & (weight_N > 0), base_N, 0.0)
 
 
+@torch.no_grad()
+def prompt_mean_scale(L_S: Tensor, group_S: Tensor) -> Tensor:
+    """What turns a mean over responses of sums over tokens into a mean over prompts (ScaleRL, arXiv 2510.13786).
+
+        (1/P) sum_g (1/n_g) sum over the tokens of group g  =  (1/S) sum_i f_i (sum over its tokens),   f_i = S / (P n_g)
+
+    with P groups, n_g tokens in group g and S responses that have a token.
+
+    >>> prompt_mean_scale(torch.tensor([1, 3, 2, 2]), torch.tensor([0, 0, 1, 1]))
+    tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
+    """
+    tokens_S = group_sums(L_S.double(), group_S)
+    responses = (L_S > 0).sum()
+    groups = int(group_S[tokens_S > 0].unique().numel())
+    return torch.where(tokens_S > 0, responses / (max(groups, 1) * tokens_S.clamp(min=1)), 0.0)
+
+
 def _check_positive(R_S: Tensor) -> None:
     if bool((R_S < 0).any()):
         raise ValueError(f"R_S: found {float(R_S.min()):g}, expected outcomes of 0 or more: they become probabilities")

@@ -86,7 +86,8 @@ def replay(
     trainer = build_trainer(config or stored_config(checkpoint), _no_engine, ranks=ranks)
     restore(trainer, checkpoint)
     slots = trainer.slots
-    before = {r.uid: r for pool in (slots.in_flight, slots.queue, slots.waiting, slots.ready) for r in pool}
+    pools = (slots.in_flight, slots.queue, slots.waiting, slots.ready, *slots.shelf)
+    before = {r.uid: r for pool in pools for r in pool}
     for _ in range(steps):
         path = dump_file(dump, trainer.steps_done)
         responses, about = read_responses(path)

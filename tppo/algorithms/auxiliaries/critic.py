@@ -83,6 +83,8 @@ class Critic(Auxiliary):
     """Whether unfinished windows train the critic too."""
     stored: bool = False
     """Whether values of earlier windows are those stored at sampling, else computed again."""
+    bounds: tuple[float, float] | None = None
+    """Smallest and largest value that can be: V = low + (high - low) (1/2 + atan(z) / pi) of the network's output z."""
 
     name: ClassVar[str] = "critic"
     gives: ClassVar[frozenset[str]] = frozenset({"values", "stored_values", "cut_values"})
@@ -105,7 +107,7 @@ class Critic(Auxiliary):
         """One pass over this window's tokens and those of finished responses."""
         assert isinstance(at.model, CriticModel)
         need_N = batch.window_N if self.stored else batch.window_N | batch.finished_N
-        values_N, cut_S = at.call.values(at.model, batch, need_N, ~batch.finished_S)
+        values_N, cut_S = (self.value(z) for z in at.call.values(at.model, batch, need_N, ~batch.finished_S))
         check_finite("values", values_N, uids=batch.uids_S, row_N=batch.row_N)
         stored_N = store_values(batch, values_N)
         if self.stored:
@@ -161,9 +163,22 @@ class Critic(Auxiliary):
         )
         return targets_N.masked_scatter(open_N, ahead)
 
+    def value(self, z: Tensor) -> Tensor:
+        """V from the network's output.
+
+        >>> Critic(CriticOptions(), bounds=(0.0, 1.0)).value(torch.tensor(0.5))
+        tensor(0.6476)
+        """
+        if self.bounds is None:
+            return z
+        low, high = self.bounds
+        return low + (high - low) * (0.5 + z.atan() / torch.pi)
+
     def _loss(self, now: Now, data: Columns) -> Loss:
         o = self.options
-        terms = value_loss(now.value_X, data["values"], data["returns"], clip_low=o.clip_low, clip_high=o.clip_high)
+        terms = value_loss(
+            self.value(now.value_X), data["values"], data["returns"], clip_low=o.clip_low, clip_high=o.clip_high
+        )
         return Loss(terms.loss_N, {"value_clip_fraction": terms.clipped_N.to(now.value_X.dtype)})
 
 

@@ -71,8 +71,11 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
         "config": as_dict(trainer.config),
         "environment": environment(),
     }
-    everyone = {r.uid: r for pool in pools.values() for r in pool}  # one in flight may be ready too
-    about = {"pools": {name: [r.uid for r in pool] for name, pool in pools.items()}}
+    everyone = {r.uid: r for pool in [*pools.values(), *slots.shelf] for r in pool}  # one in flight may be ready too
+    about = {
+        "pools": {name: [r.uid for r in pool] for name, pool in pools.items()},
+        "shelf": [[r.uid for r in batch] for batch in slots.shelf],
+    }
     return Contents(
         step=trainer.steps_done,
         tensors=tensors,
@@ -193,6 +196,7 @@ def _restore_slots(trainer: Trainer, folder: Path, stream: dict[str, int]) -> No
     by_uid = {r.uid: r for r in responses}
     for name in POOLS:
         setattr(slots, name, [by_uid[uid] for uid in about["pools"][name]])
+    slots.shelf = [[by_uid[uid] for uid in batch] for batch in about["shelf"]]
     slots.cursor, slots.next_uid, slots.new_tokens = (stream[key] for key in ("cursor", "next_uid", "new_tokens"))
 
 
