@@ -30,6 +30,7 @@ from tppo.algorithms.base import Parts, Rollout, Term
 from tppo.algorithms.group import GroupAlgorithm
 from tppo.algorithms.parts.terms import clipped
 from tppo.algorithms.parts.weighted import corrected
+from tppo.errors import ConfigError
 from tppo.maths.baselines import batch_scaled
 from tppo.maths.weights import Weight
 from tppo.ranges import Range
@@ -42,6 +43,8 @@ class AReaL(GroupAlgorithm):
 
     name: ClassVar[str] = "areal"
 
+    window: Annotated[int, Range(1, 10**7, unit="tokens")] | None = 8192
+    """Most new tokens of a response in a step, after which it is interrupted; None generates whole responses."""
     clip_low: Annotated[float, Range(0, 1)] = 0.2
     """Ratio is clipped below at 1 - clip_low."""
     clip_high: Annotated[float, Range(0, 1000)] = 0.2
@@ -61,6 +64,15 @@ class AReaL(GroupAlgorithm):
         """The decoupled surrogate, a mean over tokens."""
         term = clipped(clip_low=self.clip_low, clip_high=self.clip_high)
         return corrected(term, Weight(0, self.reject, outside="zero"))
+
+    def check(self, rollout: Rollout) -> None:
+        """A bound on staleness where something can be stale."""
+        super().check(rollout)
+        if self.window is None and self.groups is None and self.staleness:
+            raise ConfigError(
+                "algorithm.staleness", self.staleness, "0 without algorithm.window",
+                "whole responses of all slots train at once, so that none is ever stale",
+            )  # fmt: skip
 
     def parts(self, rollout: Rollout) -> Parts:
         """Groups are opened while they can train in time."""

@@ -147,7 +147,8 @@ def energy_advantage(G_N: Tensor, energy_N: Tensor, position_N: Tensor, group_N:
 def prompt_mean_scale(L_S: Tensor, group_S: Tensor) -> Tensor:
     """What turns a mean over responses of sums over tokens into a mean over prompts (ScaleRL, arXiv 2510.13786).
 
-        (1/P) sum_g (1/n_g) sum over the tokens of group g  =  (1/S) sum_i f_i (sum over its tokens),   f_i = S / (P n_g)
+        (1/P) sum_g (1/n_g) sum over the tokens of group g  =  (1/S) sum_i f_i (sum over its tokens)
+        f_i = S / (P n_g)
 
     with P groups, n_g tokens in group g and S responses that have a token.
 
