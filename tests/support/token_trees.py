@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any
@@ -165,7 +165,7 @@ def expected_update(table: Listed, algorithm: Algorithm, group_size: int, *, ord
 
 
 def own_credit(parts: Parts, batch: Batch) -> float:
-    """What the objective gives the first member: G n A, the same for each of its tokens or this fails."""
+    """What the objective gives the first member: n A, the same for each of its tokens or this fails."""
     logprobs_N = torch.full((len(batch.row_N),), -1.0, dtype=torch.float64, requires_grad=True)
     [slope_N] = torch.autograd.grad(objective(parts, batch, logprobs_N), logprobs_N)
     own = slope_N[batch.row_N == 0]
@@ -173,21 +173,51 @@ def own_credit(parts: Parts, batch: Batch) -> float:
     return float(-batch.num_responses * own[0])
 
 
-def utility(table: Listed, algorithm: Algorithm, group_size: int) -> Floats:
-    """f(R, L), frozen: the mean credit of a response over all groups that it can be in."""
-    parts, law = parts_of(algorithm, table.mdp.horizon, group_size), table.law
-    kinds = [(float(law.rewards_R[i]), int(length)) for i, length in np.argwhere(law.prob_RH1 > 0)]
+def utility(table: Listed, algorithm: Algorithm, group_size: int, *, lengths: bool = True) -> Floats:
+    """f(R, L), frozen: the mean credit of a response over all groups that it can be in.
 
-    def answer(reward: float, length: int) -> tuple[float, list[int]]:
-        return reward, [1] * (length - 1) + [0]
+    lengths: whether the others' lengths matter; if not they count as one token.
+    """
+    parts, law = parts_of(algorithm, table.mdp.horizon, group_size), table.law
+
+    def kind(reward: float, length: int) -> tuple[float, int]:
+        return reward, length if lengths else 1
+
+    kinds = sorted({kind(float(law.rewards_R[i]), int(n)) for i, n in np.argwhere(law.prob_RH1 > 0)})
+    one_hot = dict(zip(kinds, np.eye(len(kinds)), strict=True))
 
     def credit(reward: float, length: int, others_MK: Floats) -> list[float]:
-        def members(counts_K: Floats) -> Iterator[tuple[float, list[int]]]:
-            yield answer(reward, length)
-            for kind, count in zip(kinds, counts_K, strict=True):
-                yield from [answer(*kind)] * round(count)
+        found = []
+        for counts_K in others_MK:
+            others = [other for other, count in zip(kinds, counts_K, strict=True) for _ in range(round(count))]
+            answers = [(r, [1] * (n - 1) + [0]) for r, n in [(reward, length), *others]]
+            found.append(own_credit(parts, group_batch(answers, table.mdp.horizon)))
+        return found
 
-        return [own_credit(parts, group_batch(members(counts_K), table.mdp.horizon)) for counts_K in others_MK]
+    return exact.frozen_utility(law, group_size, credit, statistic=lambda r, n: one_hot[kind(r, n)])
 
-    one_hot = dict(zip(kinds, np.eye(len(kinds)), strict=True))
-    return exact.frozen_utility(law, group_size, credit, statistic=lambda reward, length: one_hot[reward, length])
+
+@dataclass(frozen=True)
+class Summed(Algorithm):
+    """Another algorithm with the aggregation n = 1: a sum over the tokens of each response."""
+
+    inner: Algorithm
+
+    def parts(self, rollout: Rollout) -> Parts:
+        parts = self.inner.parts(rollout)
+        first = replace(parts.terms[0], aggregation="seq-mean-token-sum", constant_length=None)
+        return replace(parts, terms=(first, *parts.terms[1:]))
+
+
+def coin(p: float) -> Listed:
+    """One token, right with probability p."""
+    table = TokenMDP(
+        "coin", 1, np.ones(1), np.full((1, 2, 1), TERMINAL), np.ones((1, 2, 1)), np.array([[[0.0], [1.0]]])
+    )
+    return Listed(table, np.log(np.array([[1 - p, p]])))
+
+
+def slope(algorithm: Algorithm, p: float, group_size: int) -> float:
+    """h(p) = E[n A | right] - E[n A | wrong]: the expected update is h(p) grad p."""
+    wrong, right = utility(coin(p), algorithm, group_size)[:, 1]
+    return float(right - wrong)
