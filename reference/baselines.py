@@ -28,13 +28,13 @@ def length_baseline_advantage(outcomes: Sequence[float], lengths: Sequence[int],
 
 
 def batch_scaled(advantages: Sequence[float], *, of: Sequence[float] | None = None, eps: float = 1e-6) -> list[float]:
-    """A_i / (std + eps), std with n - 1 of the whole batch's outcomes, or of the advantages themselves.
+    """A_i / (std + eps), std with n - 1 of the whole batch's outcomes, or of the advantages themselves; A_i at std 0.
 
     >>> [round(a, 4) for a in batch_scaled([0.5, -0.5, 0.0, 0.0], of=[1.0, 0.0, 0.0, 0.0], eps=1e-12)]
     [1.0, -1.0, 0.0, 0.0]
     """
     _, variance = moments(advantages if of is None else of)
-    return [a / (math.sqrt(variance) + eps) for a in advantages]
+    return [a / (math.sqrt(variance) + eps) if variance else a for a in advantages]
 
 
 def success_scaled_advantage(outcomes: Sequence[float], *, all_wrong: float = 0.0) -> list[float]:

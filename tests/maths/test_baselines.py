@@ -164,6 +164,8 @@ def test_batch_scales_agree_with_the_formula(A, own, eps, seed) -> None:
 
 def test_a_batch_without_signal_stays_zero() -> None:
     assert batch_scaled(torch.zeros(3)).tolist() == [0.0] * 3
+    assert batch_scaled(torch.zeros(3), eps=1e-300).tolist() == [0.0] * 3  # which float32 does not know
+    assert batch_scaled(torch.ones(3), of_S=torch.zeros(3)).tolist() == [1.0] * 3
     assert batch_scaled(torch.zeros(1)).tolist() == [0.0]
     assert batch_scaled(torch.zeros(0)).shape == (0,)
 

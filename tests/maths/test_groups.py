@@ -174,6 +174,12 @@ def test_one_member_and_equal_outcomes_give_exactly_zero(device, name, dtype) ->
     assert [A for group in groups for A in ON_PAPER[name](group)][:11] == [0.0] * 11
 
 
+def test_an_eps_that_the_dtype_does_not_know_gives_zero_too() -> None:
+    R = torch.tensor([0.1, 0.1, 1.0, 0.0], dtype=torch.float32)
+    found = grpo_advantage(R, torch.tensor([0, 0, 1, 1]), scale=True, eps=1e-300)
+    assert found.tolist() == pytest.approx([0.0, 0.0, 0.7071068, -0.7071068], abs=1e-6)
+
+
 @names
 def test_no_responses_give_no_advantages(name) -> None:
     assert ADVANTAGES[name](torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)

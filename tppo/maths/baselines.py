@@ -48,7 +48,7 @@ def length_baseline_advantage(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, own:
 def batch_scaled(A_S: Tensor, *, of_S: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """Divided by one standard deviation for the whole batch, A / (std + eps): one unit for every prompt.
 
-    std from the unbiased variance about the batch's mean, which is not subtracted. All 0 stays 0.
+    std from the unbiased variance about the batch's mean, which is not subtracted; where it is 0 nothing is divided.
 
     Args:
         A_S: advantages, any baseline subtracted.
@@ -69,7 +69,8 @@ def batch_scaled(A_S: Tensor, *, of_S: Tensor | None = None, eps: float = 1e-6) 
         raise ValueError(f"eps: found {eps}, expected a number above 0")
     if not len(A_S):
         return A_S
-    return A_S / (((x_S - x_S.mean()).square().sum() / max(len(x_S) - 1, 1)).sqrt() + eps)
+    std = ((x_S - x_S.mean()).square().sum() / max(len(x_S) - 1, 1)).sqrt()
+    return A_S / torch.where(std == 0, 1.0, std + eps)
 
 
 @torch.no_grad()

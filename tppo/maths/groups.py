@@ -136,7 +136,10 @@ def grpo_advantage(R_S: Tensor, group_S: Tensor, *, scale: bool, eps: float = 1e
     if not eps > 0:
         raise ValueError(f"eps: found {eps}, expected a number above 0")
     deviation_S = R_S - _mean(R_S, group_S)
-    return deviation_S / (_std(R_S, group_S) + eps) if scale else deviation_S
+    if not scale:
+        return deviation_S
+    std_S = _std(R_S, group_S)
+    return deviation_S / torch.where(std_S == 0, 1.0, std_S + eps)  # eps may be 0 in float32
 
 
 @torch.no_grad()
