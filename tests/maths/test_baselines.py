@@ -20,7 +20,7 @@ from tppo.maths.baselines import (
 )
 from tppo.maths.groups import grpo_advantage, rloo_advantage
 
-few = settings(derandomize=True, deadline=None, max_examples=60)
+few = settings(derandomize=True, deadline=None, max_examples=25)
 close = {"rtol": 1e-12, "atol": 1e-12}
 MEMBER = st.tuples(st.one_of(st.sampled_from([0.0, 1.0, 0.1]), st.floats(0, 3)), st.integers(0, 50))
 GROUPS = st.lists(st.lists(MEMBER, min_size=1, max_size=7), max_size=5)

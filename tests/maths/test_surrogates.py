@@ -13,7 +13,7 @@ from tests.support.ragged_cases import flat
 from tppo.maths.aggregate import aggregate_sum
 from tppo.maths.surrogates import gate_loss, square_loss, weighted_loss
 
-few = settings(derandomize=True, deadline=None, max_examples=60)
+few = settings(derandomize=True, deadline=None, max_examples=25)
 close = {"rtol": 1e-12, "atol": 1e-12}
 TAUS = {"tau_positive": 1.0, "tau_negative": 1.05}
 LOSSES = {

@@ -12,7 +12,7 @@ import reference
 from tests.support.ragged_cases import Ragged, flat, ragged
 from tppo.maths.weights import Trust, Weight, levelled, on_policy_enough, trusted, weigh
 
-few = settings(derandomize=True, deadline=None, max_examples=60)
+few = settings(derandomize=True, deadline=None, max_examples=25)
 close = {"rtol": 1e-12, "atol": 1e-12}
 LEVELS = ["token", "mean", "product"]
 WEIGHTS = [
