@@ -4,11 +4,13 @@
 - `policies`: policies of chosen quality.
 - `moments`: mean and variance of advantage estimators.
 - `filtered`: the same on the tokens that a filter keeps.
+- `utility`: what a method with one advantage a response ascends.
 """
 
 from sim.exact.filtered import KeptMoments, kept_moments
 from sim.exact.moments import EstimatorMoments, MomentsAt, estimator_moments, iter_estimator_moments
 from sim.exact.policies import noisy_policy
+from sim.exact.utility import OutcomeLaw, frozen_utility, outcome_law, sums_law, utility_gradient
 from sim.exact.values import (
     Backup,
     Evaluation,
@@ -36,9 +38,11 @@ __all__ = [
     "LengthDistribution",
     "MomentsAt",
     "Optimum",
+    "OutcomeLaw",
     "check_policy",
     "estimator_moments",
     "evaluate",
+    "frozen_utility",
     "gather_next",
     "iter_estimator_moments",
     "iter_evaluate",
@@ -48,8 +52,11 @@ __all__ = [
     "noisy_policy",
     "occupancy",
     "optimum",
+    "outcome_law",
     "policy_at",
     "softmax",
     "softmax_policy_gradient",
     "state_blocks",
+    "sums_law",
+    "utility_gradient",
 ]

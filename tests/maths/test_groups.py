@@ -1,4 +1,4 @@
-"""Advantages relative to the group: GRPO, Dr.GRPO and RLOO."""
+"""Advantages relative to the group: GRPO, Dr.GRPO, RLOO and the two weights of fine-tuning on both kinds of answers."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 import reference
 from tests.support.ragged_cases import flat
-from tppo.maths.groups import group_mean, group_std, grpo_advantage, rloo_advantage
+from tppo.maths.groups import (
+    group_extremes,
+    group_mean,
+    group_std,
+    group_sums,
+    grpo_advantage,
+    rloo_advantage,
+    signed_weights,
+)
 
 few = settings(derandomize=True, deadline=None, max_examples=80)
 close = {"rtol": 1e-12, "atol": 1e-12}
@@ -18,11 +26,13 @@ ADVANTAGES = {
     "grpo": lambda R, g: grpo_advantage(R, g, scale=True),
     "dr-grpo": lambda R, g: grpo_advantage(R, g, scale=False),
     "rloo": rloo_advantage,
+    "fisft": signed_weights,
 }
 ON_PAPER = {
     "grpo": lambda R: reference.grpo_advantage(R, scale=True),
     "dr-grpo": lambda R: reference.grpo_advantage(R, scale=False),
     "rloo": reference.rloo_advantage,
+    "fisft": reference.signed_weights,
 }
 names = pytest.mark.parametrize("name", ADVANTAGES)
 
@@ -53,6 +63,12 @@ GOLDEN = [
     ([1.9, 1.8, 1.7, 1.6], "grpo", [1.161886, 0.3872953, -0.3872953, -1.161886]),
     # Two members: std = 1 / sqrt 2, so the scale is a factor and no more.
     ([1, 0], "grpo", [0.7071058, -0.7071058]),
+    # p = 1/4, c = sqrt(3/4): c sqrt 3 = 3/2 and -c / sqrt 3 = -1/2;  p = 1/2: c = .8660254.  Above 0 is right.
+    ([1, 0, 0, 0], "fisft", [1.5, -0.5, -0.5, -0.5]),
+    ([1, 0, 0, 1], "fisft", [0.8660254, -0.8660254, -0.8660254, 0.8660254]),
+    ([0.2, 0, -1, 0], "fisft", [1.5, -0.5, -0.5, -0.5]),
+    # Three right, one wrong: mean 3/4, std 1/2.
+    ([1, 1, 1, 0], "grpo", [0.499999, 0.499999, 0.499999, -1.499997]),
 ]
 
 
@@ -68,6 +84,30 @@ def test_worked_mean_and_standard_deviation() -> None:
     mean, std = (f(outcomes(groups), ids(groups)) for f in (group_mean, group_std))
     assert mean.tolist() == [0.5] * 4 + [3.0] + [2.0] * 3
     assert std.tolist() == pytest.approx([0.5773503] * 4 + [0.0] + [1.0] * 3, abs=6e-8)
+
+
+@few
+@given(groups=st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=9), max_size=6))
+def test_two_weights_are_the_scaled_advantage_of_right_and_wrong(groups) -> None:
+    """RL in name only (arXiv 2505.13697): A+ / -A- = (1 - p) / p, and both are GRPO's for outcomes 0 and 1."""
+    R, group = outcomes(groups), ids(groups)
+    weights = signed_weights(R, group)
+    torch.testing.assert_close(weights, grpo_advantage(R, group, scale=True, eps=1e-300), rtol=1e-14, atol=1e-14)
+    for i, members in enumerate(groups):
+        own, p = weights[group == i], sum(members) / len(members)
+        if 0 < p < 1:
+            assert float(own.max() / -own.min()) == pytest.approx((1 - p) / p, rel=1e-14)
+
+
+@few
+@given(groups=GROUPS)
+def test_sums_and_extremes_of_a_group(groups) -> None:
+    R, group = outcomes(groups), ids(groups)
+    low, high = group_extremes(R, group)
+    assert low.tolist() == [min(members) for members in groups for _ in members]
+    assert high.tolist() == [max(members) for members in groups for _ in members]
+    expected = flat([sum(members) for members in groups for _ in members])
+    torch.testing.assert_close(group_sums(R, group), expected, **close)
 
 
 @names
@@ -134,6 +174,12 @@ def test_one_member_and_equal_outcomes_give_exactly_zero(device, name, dtype) ->
     assert [A for group in groups for A in ON_PAPER[name](group)][:11] == [0.0] * 11
 
 
+def test_an_eps_that_the_dtype_does_not_know_gives_zero_too() -> None:
+    R = torch.tensor([0.1, 0.1, 1.0, 0.0], dtype=torch.float32)
+    found = grpo_advantage(R, torch.tensor([0, 0, 1, 1]), scale=True, eps=1e-300)
+    assert found.tolist() == pytest.approx([0.0, 0.0, 0.7071068, -0.7071068], abs=1e-6)
+
+
 @names
 def test_no_responses_give_no_advantages(name) -> None:
     assert ADVANTAGES[name](torch.zeros(0), torch.zeros(0, dtype=torch.int64)).shape == (0,)
@@ -164,6 +210,8 @@ def test_advantages_are_data_and_leave_their_inputs_alone(name) -> None:
         (lambda R, g: group_std(R, g[:2]), r"group_S: found shape \(2,\), expected \[3\]"),
         (lambda R, g: rloo_advantage(R, g.int()), "group_S: found torch.int32, expected int64"),
         (lambda R, g: rloo_advantage(R, g - 1), "group_S: found numbers from -1 to 0, expected groups numbered from 0"),
+        (lambda R, g: signed_weights(R, g[:2]), r"group_S: found shape \(2,\), expected \[3\]"),
+        (lambda R, g: group_extremes(R, g + 2), "group_S: found numbers from 2 to 3, .* below 3"),
         (lambda R, g: grpo_advantage(R, g + 2, scale=True), "group_S: found numbers from 2 to 3, .* below 3"),
         (lambda R, g: grpo_advantage(R, g, scale=True, eps=0.0), "eps: found 0.0, expected a number above 0"),
     ],

@@ -50,13 +50,11 @@ class EMFilter(EM):
     """Likelihood of what was rewarded (RAFT, F-ISFT+)."""
 
     name: ClassVar[str] = "raft"
+    alone: ClassVar[bool] = True
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:
         """The outcome itself."""
         return R_S
-
-    def check(self, rollout: Rollout) -> None:
-        """No group is needed."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ the first token of a response of L tokens trains ceil(L / W) - 1 versions, and t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -28,6 +28,9 @@ from tppo.types import Batch
 @dataclass(frozen=True)
 class GroupAlgorithm(Algorithm):
     """Base of the methods that judge a response beside the others of its group. Not an algorithm by itself."""
+
+    alone: ClassVar[bool] = False
+    """Whether a response can be judged without others."""
 
     window: Annotated[int, Range(1, 10**7, unit="tokens")] | None = None
     """Most new tokens of a response in a step; None generates whole responses."""
@@ -69,7 +72,7 @@ class GroupAlgorithm(Algorithm):
 
     def check(self, rollout: Rollout) -> None:
         """Groups of one, whose advantage is always 0; a window that truncates nothing."""
-        if rollout.group_size < 2:
+        if rollout.group_size < 2 and not self.alone:
             raise ConfigError(
                 "rollout.group_size", rollout.group_size, f"at least 2 with the algorithm {self.name!r}",
                 "a response is judged beside the others of its group; alone it has advantage 0",

@@ -7,7 +7,9 @@ Defaults: ``own`` as in the paper and verl; ``OPOLeaveOneOut`` leaves the own re
 Exact: where scores of tokens are orthogonal and equally long (a uniform policy on a prefix tree) this is the constant
 baseline of least variance. Away from that it can lose to the plain mean. With the own response in the sum the expected
 direction turns (cosine 0.992 to the gradient for G = 2 on a chain of three tokens); without it the estimator is
-unbiased. Edge cases: equal outcomes and a response that is alone give exactly 0 (verl: A = R when alone).
+unbiased. Both hold where responses count alike; a mean over the tokens of few groups bends either a little (0.977 and
+0.995 with one group there).
+Edge cases: equal outcomes and a response that is alone give exactly 0 (verl: A = R when alone).
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ class TOPR(GroupAlgorithm):
     """Right answers as in fine-tuning; wrong ones tapered by how likely they still are."""
 
     name: ClassVar[str] = "topr"
+    alone: ClassVar[bool] = True
 
     baseline: Annotated[float, Range(-1000, 1000)] = 0.5
     """Subtracted from every outcome."""
@@ -43,6 +44,3 @@ class TOPR(GroupAlgorithm):
         return weighted(
             Weight(1, 1), wrong=Weight(0, 1, level="product"), centre="behaviour", aggregation="seq-mean-token-sum"
         )
-
-    def check(self, rollout: Rollout) -> None:
-        """No group is needed."""

@@ -42,21 +42,21 @@ def with_algorithm(config: RunConfig, kind: type[Algorithm]) -> RunConfig:
     So a recipe's learning rate of the critic, window or warm-up stays what it was tuned to, and whatever it left alone
     is the other algorithm's own. What the other one leaves out (None) stays out.
     """
-    source = config.algorithm
-    return dataclasses.replace(config, algorithm=carried(source, type(source)(), kind()))
+    return dataclasses.replace(config, algorithm=carried(config.algorithm, kind()))
 
 
-def carried(source: Any, usual: Any, target: T) -> T:
+def carried(source: Any, target: T, *, usual: Any = None) -> T:
     """``target`` with the values that ``source`` has under the same names and ``usual`` has not, wherever its own types
-    allow them.
+    allow them. usual: by default what ``source`` is where nothing is set.
     """
+    usual = type(source)() if usual is None else usual
     changes: dict[str, Any] = {}
     for name, hint, value in fields_of(target):
         if not hasattr(source, name) or value is None:
             continue
         found, ordinary = getattr(source, name), getattr(usual, name)
         if dataclasses.is_dataclass(value):
-            changes[name] = carried(found, ordinary, value)
+            changes[name] = carried(found, value, usual=ordinary)
             continue
         if found == ordinary:
             continue

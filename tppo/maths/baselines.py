@@ -21,7 +21,7 @@ def length_baseline_advantage(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, own:
     The constant baseline of least variance is E[|s|^2 R] / E[|s|^2], s the score of the response. With scores of tokens
     that are orthogonal and equally long |s|^2 is proportional to the length. The paper's form has the own response in
     the sum, which turns the expected direction; without it the estimator is unbiased. A = 0 exactly for equal outcomes
-    and for a response that is alone (verl: A = R).
+    and for a response that is alone (verl: A = R). Where all lengths in the sum are 0 they weigh the same.
 
     Raises:
         ValueError: on a wrong rank, shape or dtype, or a group number outside 0..S-1.
@@ -34,27 +34,43 @@ def length_baseline_advantage(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, own:
     """
     deviation_S = R_S - group_mean(R_S, group_S)  # Equal outcomes give exactly 0, and so does what follows.
     check_like("L_S", L_S, R_S, what="response")
-    weight_S = L_S.to(R_S.dtype)
-    weighted_S, total_S = group_sums(weight_S * deviation_S, group_S), group_sums(weight_S, group_S)
-    if not own:
-        weighted_S, total_S = weighted_S - weight_S * deviation_S, total_S - weight_S
-    alone_S = group_sums(torch.ones_like(R_S), group_S) == 1
-    return torch.where(alone_S, 0.0, deviation_S - weighted_S / torch.where(total_S > 0, total_S, 1.0))
+
+    def summed(weight_S: Tensor) -> tuple[Tensor, Tensor]:
+        weighted_S, total_S = group_sums(weight_S * deviation_S, group_S), group_sums(weight_S, group_S)
+        return (weighted_S, total_S) if own else (weighted_S - weight_S * deviation_S, total_S - weight_S)
+
+    by_length, alike = summed(L_S.to(R_S.dtype)), summed(torch.ones_like(R_S))
+    weighted_S, total_S = (torch.where(by_length[1] > 0, x, y) for x, y in zip(by_length, alike, strict=True))
+    return deviation_S - weighted_S / total_S.clamp(min=1)
 
 
 @torch.no_grad()
-def batch_scaled(A_S: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Divided by the batch's standard deviation, A / (std(A) + eps): one unit for every prompt (ScaleRL, 2510.13786).
+def batch_scaled(A_S: Tensor, *, of_S: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """Divided by one standard deviation for the whole batch, A / (std + eps): one unit for every prompt.
 
-    std from the unbiased variance about the batch's mean, which is not subtracted. All 0 stays 0.
+    std from the unbiased variance about the batch's mean, which is not subtracted; where it is 0 nothing is divided.
 
-    >>> batch_scaled(torch.tensor([0.75, -0.25, -0.25, -0.25, 0.0, 0.0, 0.0, 0.0]))[:2]
-    tensor([ 2.2913, -0.7638])
+    Args:
+        A_S: advantages, any baseline subtracted.
+        of_S: what the standard deviation is taken of: the outcomes (TRL, "batch"); by default the advantages themselves
+            (ScaleRL, arXiv 2510.13786).
+        eps: above 0; added to the standard deviation.
+
+    Raises:
+        ValueError: on a shape mismatch or an eps that is not above 0.
+
+    >>> R, A = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]), torch.tensor([0.75, -0.25, -0.25, -0.25, 0, 0, 0, 0])
+    >>> batch_scaled(A, of_S=R)[:2], batch_scaled(A)[:2]
+    (tensor([ 2.1213, -0.7071]), tensor([ 2.2913, -0.7638]))
     """
+    x_S = A_S if of_S is None else of_S
+    check_like("of_S", x_S, A_S, what="response")
     if not eps > 0:
         raise ValueError(f"eps: found {eps}, expected a number above 0")
-    centred_S = A_S - A_S.mean() if len(A_S) else A_S
-    return A_S / ((centred_S.square().sum() / max(len(A_S) - 1, 1)).sqrt() + eps)
+    if not len(A_S):
+        return A_S
+    std = ((x_S - x_S.mean()).square().sum() / max(len(x_S) - 1, 1)).sqrt()
+    return A_S / torch.where(std == 0, 1.0, std + eps)
 
 
 @torch.no_grad()
@@ -74,7 +90,7 @@ def success_scaled_advantage(R_S: Tensor, group_S: Tensor, *, all_wrong: float =
     """
     mean_S = group_mean(R_S, group_S)
     _check_positive(R_S)
-    return torch.where(mean_S > 0, (R_S - mean_S) / torch.where(mean_S > 0, mean_S, 1.0), all_wrong)
+    return torch.where(mean_S == 0, all_wrong, (R_S - mean_S) / mean_S)
 
 
 @torch.no_grad()
@@ -91,7 +107,7 @@ def posterior_weights(R_S: Tensor, group_S: Tensor) -> Tensor:
     """
     mean_S = group_mean(R_S, group_S)
     _check_positive(R_S)
-    return torch.where(mean_S > 0, R_S / torch.where(mean_S > 0, mean_S, 1.0), 0.0)
+    return torch.where(mean_S == 0, 0.0, R_S / mean_S)
 
 
 @torch.no_grad()
@@ -139,8 +155,8 @@ def energy_advantage(G_N: Tensor, energy_N: Tensor, position_N: Tensor, group_N:
     cell_N = group_N * (int(position_N.max()) + 1) + position_N
     _, cell_N = torch.unique(cell_N, return_inverse=True)
     weight_N, count_N = group_sums(energy_N, cell_N), group_sums(torch.ones_like(G_N), cell_N)
-    base_N = group_sums(energy_N * G_N, cell_N) / torch.where(weight_N > 0, weight_N, 1.0)
-    return G_N - torch.where((count_N > 1) & (weight_N > 0), base_N, 0.0)
+    base_N = group_sums(energy_N * G_N, cell_N) / weight_N
+    return G_N - torch.where((count_N == 1) | (weight_N == 0), 0.0, base_N)
 
 
 @torch.no_grad()

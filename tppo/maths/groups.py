@@ -136,7 +136,10 @@ def grpo_advantage(R_S: Tensor, group_S: Tensor, *, scale: bool, eps: float = 1e
     if not eps > 0:
         raise ValueError(f"eps: found {eps}, expected a number above 0")
     deviation_S = R_S - _mean(R_S, group_S)
-    return deviation_S / (_std(R_S, group_S) + eps) if scale else deviation_S
+    if not scale:
+        return deviation_S
+    std_S = _std(R_S, group_S)
+    return deviation_S / torch.where(std_S == 0, 1.0, std_S + eps)  # eps may be 0 in float32
 
 
 @torch.no_grad()
@@ -173,10 +176,8 @@ def signed_weights(R_S: Tensor, group_S: Tensor) -> Tensor:
     tensor([ 1.5000, -0.5000, -0.5000, -0.5000])
     """
     _check_groups(R_S, group_S)
-    right_S = (R_S > 0).to(R_S.dtype)
+    right_S = torch.where(R_S.isfinite(), (R_S > 0).to(R_S.dtype), torch.nan)
     size_S = group_sums(torch.ones_like(R_S), group_S)
     p_S = group_sums(right_S, group_S) / size_S
-    mixed_S = (p_S > 0) & (p_S < 1)
-    odds_S = torch.where(mixed_S, (1 - p_S) / torch.where(mixed_S, p_S, 1.0), 0.0)
-    inverse_S = torch.where(mixed_S, p_S / torch.where(mixed_S, 1 - p_S, 1.0), 0.0)
-    return ((size_S - 1) / size_S).sqrt() * torch.where(right_S > 0, odds_S.sqrt(), -inverse_S.sqrt()) + 0.0
+    spread_S = (p_S * (1 - p_S)).sqrt()  # (1 - p) / spread and -p / spread are the two roots above.
+    return torch.where(spread_S == 0, 0.0, ((size_S - 1) / size_S).sqrt() * (right_S - p_S) / spread_S)

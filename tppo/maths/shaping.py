@@ -15,15 +15,18 @@ def overlong_penalty(L_S: Tensor, *, max_length: int, buffer: int, coef: float =
 
         0 up to max_length - buffer, then falling to -coef at max_length, and -coef beyond
 
+    Returns:
+        float64 [S].
+
     Raises:
         ValueError: unless 0 < buffer <= max_length.
 
     >>> overlong_penalty(torch.tensor([700, 800, 900, 1000, 1100]), max_length=1000, buffer=200)
-    tensor([ 0.0000,  0.0000, -0.5000, -1.0000, -1.0000])
+    tensor([ 0.0000,  0.0000, -0.5000, -1.0000, -1.0000], dtype=torch.float64)
     """
     if not 0 < buffer <= max_length:
         raise ValueError(f"buffer: found {buffer}, expected above 0 and at most max_length ({max_length})")
-    return coef * (((max_length - buffer) - L_S.to(torch.get_default_dtype())) / buffer).clamp(-1, 0)
+    return coef * (((max_length - buffer) - L_S.double()) / buffer).clamp(-1, 0)
 
 
 @torch.no_grad()
@@ -35,11 +38,16 @@ def concise_outcomes(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, max_length: i
     The gate is the paper's ("walk before you run"). Its formula of the length reward could not be read; this is ours.
     Dividing by the group's standard deviation takes ``coef`` out again, so use advantages without scale.
 
+    Raises:
+        ValueError: on a shape mismatch, a group number outside 0..S-1 or a max_length that is not above 0.
+
     >>> R, L = torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([100, 200, 300, 400])
     >>> concise_outcomes(R, L, torch.zeros(4, dtype=torch.int64), max_length=1000, coef=1.0)
     tensor([1.9000, 1.8000, 1.7000, 1.6000])
     """
     check_like("L_S", L_S, R_S, what="response")
+    if not max_length > 0:
+        raise ValueError(f"max_length: found {max_length}, expected above 0")
     lowest_S, _ = group_extremes(R_S, group_S)
     bonus_S = coef * (1 - L_S.to(R_S.dtype) / max_length)
     return torch.where(lowest_S >= 1, R_S + bonus_S, R_S)
@@ -49,7 +57,10 @@ def concise_outcomes(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, max_length: i
 def linear_length_outcomes(R_S: Tensor, L_S: Tensor, group_S: Tensor, *, coef: float = 0.25) -> Tensor:
     """Less for long responses, more so where the group mostly succeeds (prime-rl).
 
-        R_i - passrate coef L_i / max_j L_j
+        R_i - passrate coef L_i / max_j L_j        passrate: share of the group's outcomes above 0
+
+    Raises:
+        ValueError: on a shape mismatch or a group number outside 0..S-1.
 
     >>> R, L = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([100, 200, 300, 400])
     >>> linear_length_outcomes(R, L, torch.zeros(4, dtype=torch.int64))
@@ -68,6 +79,9 @@ def kimi_length_reward(R_S: Tensor, L_S: Tensor, group_S: Tensor) -> Tensor:
         lambda_i = 1/2 - (L_i - min L) / (max L - min L);   right: lambda_i;   wrong: min(0, lambda_i)
 
     and 0 for equal lengths.
+
+    Raises:
+        ValueError: on a shape mismatch or a group number outside 0..S-1.
 
     >>> R, L = torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([100, 200, 300, 400])
     >>> kimi_length_reward(R, L, torch.zeros(4, dtype=torch.int64))

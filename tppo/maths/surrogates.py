@@ -2,7 +2,8 @@
 
 At the policy that the ratio is centred on all of them have the gradient -A grad log pi (Kimi's square up to 2 tau), so
 what a first update does is decided by advantage and aggregation alone. Away from it they differ in the weight of the
-gradient, -d loss / d log pi = w(rho, sign A) A. Shapes and NaN as in `tppo.maths.objectives`.
+gradient, -d loss / d log pi = w(rho, sign A) A. Shapes and NaN as in `tppo.maths.objectives`: a token whose advantage,
+weight or ratio is not finite gets loss NaN and no gradient, so that dropped it leaves no trace.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def weighted_loss(logprobs_N: Tensor, advantages_N: Tensor, weight_N: Tensor | f
     if isinstance(weight_N, Tensor):
         check_like("weight_N", weight_N, logprobs_N, what="token")
         weight_N = weight_N.detach()
-    return -weight_N * advantages_N.detach() * logprobs_N
+    pull_N = weight_N * advantages_N.detach()
+    sound_N = pull_N.isfinite()
+    return torch.where(sound_N, -torch.where(sound_N, pull_N, 0.0) * logprobs_N, torch.nan)
 
 
 def gate_loss(log_ratio_N: Tensor, advantages_N: Tensor, *, tau_positive: float, tau_negative: float) -> Tensor:
@@ -51,10 +54,10 @@ def gate_loss(log_ratio_N: Tensor, advantages_N: Tensor, *, tau_positive: float,
     for name, tau in (("tau_positive", tau_positive), ("tau_negative", tau_negative)):
         if not tau > 0:
             raise ValueError(f"{name}: found {tau}, expected a number above 0")
-    gain_N = advantages_N.detach()
-    tau_N = torch.where(gain_N > 0, tau_positive, tau_negative).to(log_ratio_N.dtype)
-    ratio_N = log_ratio_N.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    return -gain_N * (4 / tau_N) * torch.sigmoid(tau_N * (ratio_N - 1))
+    gain_N, d_N, sound_N = _sound(advantages_N, log_ratio_N, ~log_ratio_N.isnan())
+    tau_N = torch.full_like(d_N, tau_negative).masked_fill(gain_N > 0, tau_positive)
+    ratio_N = d_N.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    return torch.where(sound_N, -gain_N * (4 / tau_N) * torch.sigmoid(tau_N * (ratio_N - 1)), torch.nan)
 
 
 def square_loss(log_ratio_N: Tensor, advantages_N: Tensor, *, tau: float) -> Tensor:
@@ -77,4 +80,14 @@ def square_loss(log_ratio_N: Tensor, advantages_N: Tensor, *, tau: float) -> Ten
     check_like("advantages_N", advantages_N, log_ratio_N, what="token")
     if not tau > 0:
         raise ValueError(f"tau: found {tau}, expected a number above 0")
-    return (advantages_N.detach() - tau * log_ratio_N).square()
+    gain_N, d_N, sound_N = _sound(advantages_N, log_ratio_N, log_ratio_N.isfinite())
+    return torch.where(sound_N, (gain_N - tau * d_N).square(), torch.nan)
+
+
+def _sound(advantages_N: Tensor, log_ratio_N: Tensor, sound_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Advantages (constants) and log-ratios, both 0 where either will not do, and where they will, bool [N].
+
+    Selected before they are used, and not only after: backwards a selection puts 0 for 0 times NaN.
+    """
+    sound_N = sound_N & advantages_N.isfinite()
+    return torch.where(sound_N, advantages_N.detach(), 0.0), torch.where(sound_N, log_ratio_N, 0.0), sound_N

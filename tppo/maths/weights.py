@@ -18,7 +18,7 @@ What other systems have as a branch each is a value here:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +28,15 @@ from tppo.maths.ragged import Segments, check_flags, check_like, segments
 
 Level = Literal["token", "mean", "product"]
 """Of a ratio: each token's own, the geometric mean of the response's tokens, or their product."""
+Outside = Literal["clamp", "zero"]
+"""Of a ratio outside a range: the nearer end, or 0."""
+Distance = Literal["tv", "kl"]
+"""Of a token's two probabilities: |pi - mu|, or the Bernoulli KL(mu || pi) against all other tokens [nats]."""
+
+
+def _check_choice(name: str, found: str, choices: Any) -> None:
+    if found not in get_args(choices):
+        raise ValueError(f"{name}: found {found!r}, expected one of {', '.join(get_args(choices))}")
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,13 @@ class Weight:
     """Smallest ratio."""
     high: float = float("inf")
     """Largest ratio, absolute (not 1 + epsilon)."""
-    outside: Literal["clamp", "zero"] = "clamp"
-    """What a ratio beyond them becomes: the nearer end, or 0."""
+    outside: Outside = "clamp"
+    """What a ratio beyond them becomes."""
     level: Level = "token"
 
     def __post_init__(self) -> None:
+        _check_choice("outside", self.outside, Outside)
+        _check_choice("level", self.level, Level)
         if not 0 <= self.low <= self.high:
             raise ValueError(f"Weight: found low {self.low}, high {self.high}, expected 0 <= low <= high")
 
@@ -55,10 +66,11 @@ class Trust:
     """Bound on the side of a falling probability (A < 0)."""
     high: float
     """Bound on the side of a rising probability (A > 0)."""
-    kind: Literal["tv", "kl"] = "tv"
-    """Of |pi - mu|, or of the Bernoulli KL(mu || pi) of the sampled token against all others [nats]."""
+    kind: Distance = "tv"
+    """What is bounded."""
 
     def __post_init__(self) -> None:
+        _check_choice("kind", self.kind, Distance)
         if not (self.low >= 0 and self.high >= 0):
             raise ValueError(f"Trust: found low {self.low}, high {self.high}, expected 0 or more")
 
@@ -80,12 +92,13 @@ def levelled(log_ratio_N: Tensor, keep_N: Tensor, offsets: Tensor, *, level: Lev
     the response. Carries the gradient: that of the mean reaches each kept token with 1/n_i.
 
     Raises:
-        ValueError: on a wrong rank, a shape mismatch or malformed offsets.
+        ValueError: on a wrong rank, a shape mismatch, malformed offsets or an unknown level.
 
     >>> d = torch.tensor([0.1, 0.3, 5.0])
     >>> levelled(d, torch.tensor([True, True, False]), torch.tensor([0, 3]), level="mean")
     tensor([0.2000, 0.2000, 0.2000])
     """
+    _check_choice("level", level, Level)
     check_like("log_ratio_N", log_ratio_N, log_ratio_N.numel(), what="token")
     check_flags("keep_N", keep_N, log_ratio_N, what="token")
     if level == "token":
@@ -134,6 +147,9 @@ def trusted(logprobs_N: Tensor, behaviour_N: Tensor, advantages_N: Tensor, trust
     with pi, mu the probabilities of the sampled token. A clipped ratio says the opposite of rare and likely tokens:
     pi / mu = 2 is a change of 0.01 for a token of probability 0.01 and impossible for one of 0.9.
 
+    Raises:
+        ValueError: on a wrong rank or a shape mismatch.
+
     >>> now, then = torch.tensor([0.95, 0.5, 0.02]).log(), torch.tensor([0.6, 0.9, 0.01]).log()
     >>> trusted(now, then, torch.tensor([1.0, -1.0, 1.0]), Trust(0.15, 0.15))
     tensor([False, False,  True])
@@ -152,7 +168,9 @@ def trusted(logprobs_N: Tensor, behaviour_N: Tensor, advantages_N: Tensor, trust
 
 def _bernoulli_kl(mu: Tensor, pi: Tensor) -> Tensor:
     """KL(mu || pi) of a coin [nats]; infinite where pi rules out what mu allows."""
-    return torch.xlogy(mu, mu / pi).nan_to_num(nan=0.0) + torch.xlogy(1 - mu, (1 - mu) / (1 - pi)).nan_to_num(nan=0.0)
+    # 0 log (0 / 0) is 0 here.
+    coin = [(mu, pi), (1 - mu, 1 - pi)]
+    return torch.stack([torch.where(p == 0, 0.0, torch.xlogy(p, p / q)) for p, q in coin]).sum(0)
 
 
 @torch.no_grad()
@@ -167,11 +185,15 @@ def on_policy_enough(
         log_ratio_N: log pi - log mu, mu the policy that sampled.
         bound: delta > 0 [nats a token]; TRL suggests 0.5.
 
+    Raises:
+        ValueError: on a wrong rank, a shape mismatch, malformed offsets or a bound that is not above 0.
+
     >>> d, keep = torch.tensor([-0.9, -0.3, 0.1]), torch.tensor([True, True, True])
     >>> on_policy_enough(d, keep, torch.tensor([0, 2, 3]), torch.tensor([-1.0, -1.0, -1.0]), bound=0.5)
     tensor([False, False,  True])
     """
     if not bound > 0:
         raise ValueError(f"bound: found {bound}, expected a number above 0")
+    check_like("advantages_N", advantages_N, log_ratio_N, what="token")
     away_N = -levelled(log_ratio_N.detach(), keep_N, offsets, level="mean")
     return ~((advantages_N < 0) & (away_N > bound))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from tppo.fit.terms import Columns, Loss, Now, Term
@@ -36,21 +37,23 @@ def clipped(
     def loss(now: Now, data: Columns) -> Loss:
         old = data[centre].to(now.value_X.dtype)
         advantages = data["advantages"].to(now.value_X.dtype)
-        logprobs = now.value_X
-        if level != "token":
-            logprobs = old + levelled(logprobs - old, data["train"], now.offsets, level=level)
-        terms = ppo_loss(logprobs, old, advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+        log_ratio = now.value_X - old
+        if level != "token":  # Never back to a log-probability: its rounding would part the tokens of a response.
+            log_ratio = levelled(log_ratio, data["train"], now.offsets, level=level)
+        terms = ppo_loss(
+            log_ratio, torch.zeros_like(old), advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
+        )
         loss_X = terms.loss_N
         if importance_cap is not None:
             loss_X = loss_X * truncated_importance_weights(old, data["behaviour"], cap=importance_cap)
-        ratio, log_ratio, flags = terms.ratio_N, now.value_X.detach() - old, now.value_X.dtype
+        ratio, moved, flags = terms.ratio_N, now.value_X.detach() - old, now.value_X.dtype
         means = {
             "clip_fraction_high": (terms.clipped_N & (ratio > 1)).to(flags),
             "clip_fraction_low": (terms.clipped_N & (ratio < 1)).to(flags),
             "dual_clip_fraction": terms.dual_clipped_N.to(flags),
             "ratio_mean": ratio,
             # KL(old || new) from samples of the old policy: k3 with the log-ratio of new to old.
-            "policy_kl": log_ratio.exp() - 1 - log_ratio,
+            "policy_kl": moved.exp() - 1 - moved,
         }
         return Loss(loss_X, means, {"ratio_max": ratio})
 

@@ -55,7 +55,7 @@ def gated(*, tau_positive: float, tau_negative: float, aggregation: Aggregation 
         log_ratio = now.value_X - data["old"].to(now.value_X.dtype)
         advantages = data["advantages"].to(now.value_X.dtype)
         found = gate_loss(log_ratio, advantages, tau_positive=tau_positive, tau_negative=tau_negative)
-        ratio = log_ratio.detach().exp()
+        ratio = log_ratio.detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         return Loss(found, {"ratio_mean": ratio}, {"ratio_max": ratio})
 
     return Term("policy_loss", loss, reads=frozenset({"old", "advantages"}), aggregation=aggregation)
@@ -90,7 +90,9 @@ def corrected(term: Term, weight: Weight) -> Term:
     def loss(now: Now, data: Columns) -> Loss:
         found = term.loss(now, data)
         w = weigh(data["old"] - data["behaviour"], data["train"], now.offsets, weight).to(found.loss_X.dtype)
-        return found._replace(loss_X=found.loss_X * w, means={**found.means, "correction_mean": w})
+        # A NaN of a dropped token must not reach the gradient.
+        loss_X = torch.where(w.isfinite(), found.loss_X * w.nan_to_num(nan=0.0), torch.nan)
+        return found._replace(loss_X=loss_X, means={**found.means, "correction_mean": w})
 
     return replace(term, loss=loss, reads=term.reads | {"old", "behaviour", "train"})
 
