@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,12 +284,20 @@ def _replay(known: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _recipes(known: argparse.Namespace, rest: list[str]) -> int:
-    from tppo.config.recipes import recipe_entry_points
+    from tppo.config.recipes import find_recipe, recipe_entry_points
 
-    for name, entry in recipe_entry_points().items():
-        doc = (entry.load().__doc__ or "").strip().splitlines()
-        print(f"{name:<20} {doc[0] if doc else ''}")
+    for name in recipe_entry_points():
+        print(f"{name:<20} {_first_line(name, find_recipe)}")
     return 0
+
+
+def _first_line(name: str, load: Callable[[str], Any]) -> str:
+    """Of what a plugin says of itself; of one that cannot be imported, why. The list goes on with the others."""
+    try:
+        doc = load(name).__doc__
+    except ConfigError as error:
+        doc = f"cannot be used: {error}"
+    return next(iter((doc or "").strip().splitlines()), "")
 
 
 def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
@@ -298,10 +306,9 @@ def _algorithms(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.config.registry import algorithm_entry_points, load_algorithm
 
     for name in algorithm_entry_points():
-        kind = load_algorithm(name)
-        doc = (kind.__doc__ or "").strip().splitlines()
-        print(f"{name:<20} {doc[0] if doc else ''}")
-        print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(kind))}")
+        print(f"{name:<20} {_first_line(name, load_algorithm)}")
+        with contextlib.suppress(ConfigError):
+            print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(load_algorithm(name)))}")
     return 0
 
 

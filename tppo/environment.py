@@ -7,10 +7,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
+
+from tppo.errors import ConfigError, TPPOError
 
 _PACKAGES = ("tppo", "torch", "transformers", "numpy", "gymnasium", "safetensors")
 
@@ -28,6 +30,30 @@ def environment() -> dict[str, Any]:
 def plugins(group: str) -> dict[str, EntryPoint]:
     """Entry points of a group by name, sorted; nothing is imported."""
     return {e.name: e for e in sorted(entry_points(group=group), key=lambda e: e.name)}
+
+
+def load_plugin(known: Mapping[str, EntryPoint], what: str, name: str, remedy: str) -> Any:
+    """What the entry point of that name leads to. Raises ConfigError on the field ``what`` for an unknown name, and for
+    one that cannot be imported: its module is gone, is not on the path of this process, or fails.
+    """
+    if name not in known:
+        raise ConfigError(what, name, "one of " + ", ".join(known), remedy)
+    try:
+        return known[name].load()
+    except TPPOError:
+        raise
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        raise ConfigError(what, name, f"one that can be imported: {known[name].value}", in_one_line(error)) from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """The class of an error and the first line of its text.
+
+    >>> in_one_line(ValueError("one" + chr(10) + "two")), in_one_line(KeyboardInterrupt())
+    ('ValueError: one', 'KeyboardInterrupt')
+    """
+    text = str(error).strip().partition("\n")[0][:500]
+    return type(error).__name__ + (f": {text}" if text else "")
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str | None]:

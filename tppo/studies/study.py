@@ -31,7 +31,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from tppo.environment import environment, plugins
+from tppo.environment import environment, load_plugin, plugins
 from tppo.errors import ConfigError
 from tppo.files import writing_to
 from tppo.studies.folder import check_study_folder, swap, write_files
@@ -135,15 +135,11 @@ def study_entry_points() -> dict[str, EntryPoint]:
 
 def load_study(name: str) -> Study:
     """The study of that name. Raises ConfigError for an unknown one, and for one that cannot be imported."""
-    known = study_entry_points()
-    if name not in known:
-        raise ConfigError("study", name, "one of " + ", ".join(known), "see 'tppo study list'")
-    try:
-        study = known[name].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("study", name, "one that can be loaded", f"{known[name].value}: {error}") from None
+    study = load_plugin(study_entry_points(), "study", name, "see 'tppo study list'")
     if not isinstance(study, Study) or study.name != name or study.chapter not in get_args(Chapter):
-        raise ConfigError("study", name, f"a tppo.studies.study.Study named {name!r} at {known[name].value}")
+        raise ConfigError(
+            "study", name, f"a tppo.studies.study.Study named {name!r} at {study_entry_points()[name].value}"
+        )
     return study
 
 
