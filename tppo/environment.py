@@ -47,12 +47,12 @@ def load_plugin(known: Mapping[str, EntryPoint], what: str, name: str, remedy: s
 
 
 def in_one_line(error: BaseException) -> str:
-    """The class of an error and the first line of its text.
+    """The class of an error and the first line of its text, in characters that can be printed.
 
     >>> in_one_line(ValueError("one" + chr(10) + "two")), in_one_line(KeyboardInterrupt())
     ('ValueError: one', 'KeyboardInterrupt')
     """
-    text = str(error).strip().partition("\n")[0][:500]
+    text = str(error).strip().partition("\n")[0][:500].encode(errors="backslashreplace").decode()
     return type(error).__name__ + (f": {text}" if text else "")
 
 
