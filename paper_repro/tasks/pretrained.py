@@ -5,10 +5,11 @@ One class for problems from files or the hub, at any scale; one for word problem
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Self
 
 from paper_repro.models.known import SMOLLM2, model_folder, model_shape
 from paper_repro.tasks.word_problems import WordProblems
@@ -18,7 +19,9 @@ from tppo.data.problems import check_overlap, load_problems
 from tppo.data.prompts import PromptStream, to_prompts
 from tppo.data.sources import SLOT, DataSource, OnBadRow
 from tppo.data.workload import Workload
+from tppo.environment import warn
 from tppo.errors import ConfigError
+from tppo.grading.reward import Reward
 from tppo.ranges import Range
 from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
@@ -49,6 +52,21 @@ class PretrainedTask(TaskConfig):
     """Processes that judge answers."""
     grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
     """Limit of one verdict; a text that takes longer scores zero and is counted."""
+    grader_memory: Annotated[int, Range(64, 2**20, unit="MiB")] = 1024
+    """Address space of a process that judges, its imports included; a text that needs more scores zero."""
+    reward: str = ""
+    """FILE.py:FUNCTION or module:FUNCTION of (prompt, text) to the score, called in the processes that judge; empty is
+    math-verify on the last answer."""
+    reward_in_process: bool = False
+    """Trust that function: call it in the run's own process, without a limit of time or memory."""
+    reward_sha256: str = ""
+    """Of the function's file when the run began; noted by the run, so that a change is noticed when it is resumed."""
+
+    def __post_init__(self) -> None:
+        """A relative file is one of the folder in which the task is made; the run may be resumed from another."""
+        if ".py:" in self.reward:
+            with contextlib.suppress(OSError):  # of a working directory that is gone
+                object.__setattr__(self, "reward", str(Path(self.reward).absolute()))
 
     def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:
         """Training prompts, held-out prompts, and reference answers to check before training."""
@@ -56,7 +74,6 @@ class PretrainedTask(TaskConfig):
 
     def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
-        from tppo.grading.mathematics import MathReward
         from tppo.models.base import PolicyModel
         from tppo.models.chat import ChatTokenizer
         from tppo.models.folder import context_length, critic_of, export, fill, policy_of
@@ -78,17 +95,11 @@ class PretrainedTask(TaskConfig):
             ).prompts
 
         prompts, held_out, truths = self.problems(config, encode, ranks)
-        reward = MathReward(truths, workers=self.grader_workers, seconds=self.grader_seconds)
 
         def save(policy: PolicyModel, folder: Path) -> None:
             export(policy, folder, ranks)
             if ranks.main:
                 chat.tokenizer.save_pretrained(folder)
-
-        def report(policy: PolicyModel) -> dict[str, Any]:
-            of_ranks = ranks.gather((reward.counts, reward.slowest))
-            verdicts = {name: sum(counts[name] for counts, _ in of_ranks) for name in reward.counts}
-            return {"verdicts": verdicts, "slowest_verdict_seconds": max(slowest for _, slowest in of_ranks)}
 
         recompute = config.compute.recompute
         return Workload(
@@ -96,18 +107,53 @@ class PretrainedTask(TaskConfig):
             critic=lambda: critic_of(folder, recompute=recompute),
             prompts=prompts,
             held_out=held_out,
-            reward=reward,
+            reward=self.judge(truths),
             decode=chat.decode,
             stop_ids=chat.stop_ids,
             save=save,
             load=fill,
-            report=report,
             fill=lambda model: fill(model, folder),
             folder=folder,
         )
 
+    def judge(self, truths: Sequence[str]) -> Reward:
+        """The reward function, or mathematics with these reference answers. Raises ConfigError, DataError."""
+        from tppo.grading import isolated
+        from tppo.grading.mathematics import MathReward
+
+        field, memory = "task.reward", self.grader_memory * 2**20
+        if self.reward and self.reward_sha256 not in ("", isolated.digest_of(self.reward, field)):
+            warn(f"{self.reward} is not what it was when the run began; it judges as it is now")
+        if self.reward_in_process:
+            return isolated.load(self.reward, field)
+        workers, seconds = self.grader_workers, self.grader_seconds
+        if self.reward:
+            return isolated.IsolatedReward(self.reward, workers=workers, seconds=seconds, memory=memory, field=field)
+        return MathReward(truths, workers=workers, seconds=seconds, memory=memory)
+
+    def pinned(self) -> Self:
+        """With the digest of the reward function's file."""
+        from tppo.grading.isolated import digest_of
+
+        digest = digest_of(self.reward, "task.reward") if self.reward else ""
+        if self.reward_sha256 not in ("", digest):
+            expected = f"{digest!r}, of the file as it is now"
+            raise ConfigError("task.reward_sha256", self.reward_sha256, expected, "leave it out, the run notes it")
+        return replace(self, reward_sha256=digest)
+
     def validate(self, config: RunConfig) -> None:
-        """A worked example is a question and an answer; the engine has room for prompt and response."""
+        """The reward function is where it is said to be. A worked example is a question and an answer; the engine has
+        room for prompt and response.
+        """
+        if self.reward:
+            from tppo.grading.isolated import place_of
+
+            place_of(self.reward, "task.reward")
+        elif self.reward_in_process or self.reward_sha256:
+            field = "reward_in_process" if self.reward_in_process else "reward_sha256"
+            raise ConfigError(
+                f"task.{field}", getattr(self, field), "task.reward with it", "name a function, or leave it out"
+            )
         if bool(self.example_question) != bool(self.example_answer):
             raise ConfigError(
                 "task.example_answer", self.example_answer, "an answer to task.example_question, or both empty"

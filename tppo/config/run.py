@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from tppo.algorithms.base import Algorithm, Rollout
 from tppo.algorithms.check import checked_parts
@@ -41,6 +41,12 @@ class TaskConfig:
 
     def validate(self, config: RunConfig) -> None:
         """Checks that need more than one field. Raises ConfigError."""
+
+    def pinned(self) -> Self:
+        """The same, with a digest of every file outside that decides the run, so that a resumed run finds a changed
+        one. Raises ConfigError.
+        """
+        return self
 
     def shape(self) -> ModelShape | None:
         """The model without its weights, for ``tppo plan``; None where there is no transformer to plan."""

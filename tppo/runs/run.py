@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -50,6 +51,7 @@ def run(
     """
     start = time.perf_counter()
     ranks = current() if ranks is None else ranks
+    config = dataclasses.replace(config, task=config.task.pinned())
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
@@ -179,7 +181,7 @@ class _Run:
         if totals.evaluated_at != trainer.steps_done:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
-        summary |= trainer.workload.report(trainer.policy)
+        summary |= trainer.report()
 
     def terminated(self) -> bool:
         """Whether some rank was asked to end."""
