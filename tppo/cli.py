@@ -214,7 +214,7 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     trainer = build_trainer(config)
     trainer.workload.load(trainer.policy, known.run / "policy")
     result = trainer.evaluate()
-    summary = result.summary() | trainer.report()
+    summary = result.summary() | trainer.workload.report(trainer.policy) | trainer.grader.report()
     print(json.dumps(summary | {"scores": _scores(list(result.solved.values()))}, indent=2))
     trainer.engine.close()
     return 0

@@ -173,7 +173,7 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
     load_tokenizer(tmp_path)
     moved = load_causal_lm(tmp_path).state_dict()
     assert all(torch.equal(moved[name], value) for name, value in trainer.policy.hugging_face.state_dict().items())  # type: ignore[union-attr, operator]
-    assert sum(trainer.report()["verdicts"].values()) > 0
+    assert sum(trainer.grader.report()["verdicts"].values()) > 0
 
 
 def test_room_for_prompt_and_response(model: Path) -> None:

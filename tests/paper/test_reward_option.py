@@ -95,7 +95,7 @@ def test_a_trusted_function_is_called_here_and_counts_nothing(
     trainer = build_trainer(config(model, reward="mine.py:score", reward_in_process=True))
     assert trainer.evaluate().solve_rate == 1.0
     assert set(trainer.workload.reward.__globals__["calls"]) == {os.getpid()}  # type: ignore[attr-defined]
-    assert trainer.report() == {}
+    assert trainer.grader.report() == {}
 
 
 def test_the_report_is_of_the_reward_in_use(model: Path, file: Path) -> None:
@@ -109,7 +109,7 @@ def test_the_report_is_of_the_reward_in_use(model: Path, file: Path) -> None:
     file.write_text("def score(prompt, text): return 0.0\n")
     trainer = build_trainer(small(Own(model=str(model), max_prompt_tokens=64, reward="mine.py:score")))
     assert trainer.evaluate().solve_rate == 1.0
-    assert trainer.report() == {}
+    assert trainer.grader.report() == {}
 
 
 @pytest.mark.parametrize(

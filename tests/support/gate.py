@@ -155,7 +155,7 @@ def _run(config: RunConfig) -> dict[str, Any]:
             "responses": state_hash(step.responses),
             "metrics": {k: v for k, v in step.metrics.items() if not k.startswith(TIMING)},
         })  # fmt: skip
-    result["evaluation"] = trainer.evaluate().summary() | trainer.report()
+    result["evaluation"] = trainer.evaluate().summary() | trainer.workload.report(trainer.policy)
     trainer.engine.close()
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
@@ -128,7 +127,3 @@ class Trainer:
         """Held-out evaluation of the policy as it is now."""
         self.load_policy()
         return evaluate(self.workload, self.engine, self.grader, self.config)
-
-    def report(self) -> dict[str, Any]:
-        """For the summary: the task's figures about the policy, and the verdicts of the reward that judged it."""
-        return self.workload.report(self.policy) | self.grader.report()

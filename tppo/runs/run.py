@@ -181,7 +181,7 @@ class _Run:
         if totals.evaluated_at != trainer.steps_done:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
-        summary |= trainer.report()
+        summary |= trainer.workload.report(trainer.policy) | trainer.grader.report()
 
     def terminated(self) -> bool:
         """Whether some rank was asked to end."""
