@@ -5,8 +5,8 @@ changes the run, or ends it far from the cause: another default dtype, a lower r
 Python and torch let one read and set is compared around every call, which takes microseconds. Global random generators
 are left alone: sampling and data order draw from counters (`tppo.types.Sampling`), and a reward may use them.
 
-What a reward does to the process in machine code, or while its call lasts, is not undone: that takes a process of its
-own (`tppo.grading.isolated`).
+What a reward does while its call lasts, to file descriptors, or in machine code is not undone: that takes a process of
+its own (`tppo.grading.isolated`).
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from tppo.types import Prompt
 
 T = TypeVar("T")
 _STREAMS = ("stdin", "stdout", "stderr")
-_COPIES: dict[tuple[int, int], int] = {}
-"""Second descriptors of the files that were behind the standard ones, by device and inode."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +45,18 @@ def guarded(call: Callable[[Prompt, str], T]) -> Callable[[Prompt, str], T]:
     Raises RewardError where one cannot be put back, and whatever the function raises.
     """
     told = set[str]()
-    _copy_descriptors()
+    gets = [setting.get for setting in SETTINGS]
 
     def judged(prompt: Prompt, text: str) -> T:
-        before = [setting.get() for setting in SETTINGS]
+        before = [get() for get in gets]
         try:
             return call(prompt, text)
         finally:
-            for setting, was in zip(SETTINGS, before, strict=True):
-                if setting.get() != was:
-                    _undo(setting, was, prompt, told)
+            after = [get() for get in gets]
+            if after != before:
+                for setting, was, now in zip(SETTINGS, before, after, strict=True):
+                    if now != was:
+                        _undo(setting, was, prompt, told)
 
     return judged
 
@@ -78,30 +78,6 @@ def _folder() -> str | None:
         return os.getcwd()
     except OSError:  # it was deleted
         return None
-
-
-def _descriptors() -> list[tuple[int, int] | None]:
-    """The files behind the standard descriptors; None for a closed one."""
-    found: list[tuple[int, int] | None] = []
-    for number in range(3):
-        try:
-            stat = os.fstat(number)
-            found.append((stat.st_dev, stat.st_ino))
-        except OSError:
-            found.append(None)
-    return found
-
-
-def _copy_descriptors() -> None:
-    for number, file in enumerate(_descriptors()):
-        if file is not None and file not in _COPIES:
-            _COPIES[file] = os.dup(number)
-
-
-def _put_descriptors(was: list[tuple[int, int] | None]) -> None:
-    for number, (file, now) in enumerate(zip(was, _descriptors(), strict=True)):
-        if file is not None and file != now:
-            os.dup2(_COPIES[file], number)
 
 
 def _streams() -> list[tuple[Any, bool]]:
@@ -126,12 +102,12 @@ def _raising() -> list[Any]:
 
 
 def _put_raising(was: list[Any]) -> None:
-    warnings.filters[:] = [item for item in warnings.filters if item[0] != "error" or item in was]  # type: ignore[index]
+    kept: Any = [item for item in warnings.filters if item[0] != "error" or item in was]
+    warnings.filters[:] = [*(item for item in was if item not in kept), *kept]  # type: ignore[index]
 
 
 SETTINGS = (
     Setting("the working directory", _folder, lambda was: os.chdir(was or "")),
-    Setting("the files of the standard streams", _descriptors, _put_descriptors),
     Setting("the standard streams", _streams, _put_streams),
     Setting("which warnings raise", _raising, _put_raising),
     Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
