@@ -282,3 +282,23 @@ def test_a_grader_made_before_a_fork_judges_in_the_child() -> None:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert threading.active_count() >= 1
+
+
+def test_counts_that_are_none_do_not_cost_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr("tppo.grading.grader.warn", warned.append)
+
+    class Counts:
+        counts: Any = None
+        slowest: Any = 1.0
+
+        def __call__(self, prompt: Prompt, text: str) -> float:
+            return 1.0
+
+    found = []
+    for counts, slowest in (({"a": 2}, 1), (None, 1.0), ({"a": "x"}, 1.0), ({}, None), (lambda: {}, 1.0)):
+        reward = Counts()
+        reward.counts, reward.slowest = counts, slowest
+        found.append(Grader(reward, str, seconds=1, ranks=Ranks()).report())
+    assert found == [{"verdicts": {"a": 2}, "slowest_verdict_seconds": 1.0}, {}, {}, {}, {}]
+    assert len(warned) == 4

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from tppo.environment import in_one_line
+from tppo.environment import in_one_line, warn
 from tppo.errors import RewardError
 from tppo.grading.guard import guarded
 from tppo.grading.reward import CountingReward, Reward, SubmittingReward, as_score
@@ -79,8 +79,7 @@ class Grader:
 
     def report(self) -> dict[str, Any]:
         """How the verdicts of the reward in use came about, on all ranks together; nothing where it does not count."""
-        counted = (self.reward.counts, self.reward.slowest) if isinstance(self.reward, CountingReward) else None
-        of_ranks = [found for found in self.ranks.gather(counted) if found is not None]
+        of_ranks = [found for found in self.ranks.gather(_counted(self.reward)) if found is not None]
         if not of_ranks:
             return {}
         names = dict.fromkeys(name for counts, _ in of_ranks for name in counts)
@@ -117,6 +116,16 @@ class Grader:
                 f"the reward function gave no verdict in {self.seconds:g} s (grading_seconds); it is at "
                 f"{_where(late)}. Give it a time limit of its own, or raise grading_seconds"
             ) from None
+
+
+def _counted(reward: object) -> tuple[dict[str, int], float] | None:
+    """What a reward counted; None where it does not count, or only has attributes of the same names."""
+    try:
+        if isinstance(reward, CountingReward):
+            return {str(name): int(count) for name, count in reward.counts.items()}, float(reward.slowest)
+    except Exception as error:  # of a reward of anyone's: the run is over, and its results are not lost for this
+        warn(f"the reward's counts are not in the summary: {in_one_line(error)}")
+    return None
 
 
 def _checked(response: Response, future: Future[float]) -> float:

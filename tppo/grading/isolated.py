@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -60,12 +60,18 @@ def source_of(name: str, field: str = "reward") -> Path | None:
     file, module, _ = place_of(name, field)
     search: list[str] | None = None
     for part in range(module.count(".") + 1 if module else 0):
-        found = PathFinder.find_spec(".".join(module.split(".")[: part + 1]), search)
+        found = _spec(".".join(module.split(".")[: part + 1]), search)
         if found is None:
             return None
         search = list(found.submodule_search_locations or ())
         file = Path(found.origin) if found.has_location and found.origin else None
     return file
+
+
+def _spec(module: str, search: list[str] | None) -> ModuleSpec | None:
+    """Where a module is, by every finder of this process; `importlib.util.find_spec` would import what is above it."""
+    specs = (finder.find_spec(module, search) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return next((spec for spec in specs if spec is not None), None)
 
 
 def digest_of(name: str, field: str = "reward") -> str:
