@@ -302,3 +302,16 @@ def test_counts_that_are_none_do_not_cost_the_run(monkeypatch: pytest.MonkeyPatc
         found.append(Grader(reward, str, seconds=1, ranks=Ranks()).report())
     assert found == [{"verdicts": {"a": 2}, "slowest_verdict_seconds": 1.0}, {}, {}, {}, {}]
     assert len(warned) == 4
+
+
+def test_everything_at_once_is_told_on_the_stream_that_was_there(capsys: pytest.CaptureFixture[str]) -> None:
+    def reward(prompt: Prompt, text: str) -> float:
+        for name in ("folder", "dtype", "recursion"):
+            CHANGES[name][0]()
+        sys.stderr = None  # type: ignore[assignment]
+        return 1.0
+
+    assert guarded(reward)(PROMPT, "") == 1.0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("it was put back") == 4

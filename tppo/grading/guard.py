@@ -107,8 +107,8 @@ def _put_raising(was: list[Any]) -> None:
 
 
 SETTINGS = (
+    Setting("the standard streams", _streams, _put_streams),  # first: what is told of the others goes there
     Setting("the working directory", _folder, lambda was: os.chdir(was or "")),
-    Setting("the standard streams", _streams, _put_streams),
     Setting("which warnings raise", _raising, _put_raising),
     Setting("Python's recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("the interval between threads", sys.getswitchinterval, sys.setswitchinterval),
