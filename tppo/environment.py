@@ -43,7 +43,9 @@ def load_plugin(known: Mapping[str, EntryPoint], what: str, name: str, remedy: s
     except TPPOError:
         raise
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise ConfigError(what, name, f"one that can be imported: {known[name].value}", in_one_line(error)) from error
+        raise ConfigError(
+            what, name, "one that can be imported", f"{known[name].value}: {in_one_line(error)}"
+        ) from error
 
 
 def in_one_line(error: BaseException) -> str:

@@ -212,7 +212,7 @@ def test_the_list_names_questions_and_what_cannot_be_loaded(
     assert main(["study", "list"]) == 0
     out = capsys.readouterr().out
     assert "toy            What is the mean" in out
-    assert "gone           (cannot be loaded: no_such_module:STUDY: No module named" in out
+    assert "gone           (cannot be loaded: no_such_module:STUDY: ModuleNotFoundError: No module named" in out
 
 
 @pytest.mark.parametrize("text", ["not json", "[]", '{"name": "toy"}'])
