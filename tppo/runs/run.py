@@ -171,6 +171,7 @@ class _Run:
             self.store.wait()
             summary |= {"terminated": True, "checkpoint_step": self.store.saved_step}
             return
+        trainer.networks.check_finite(trainer.steps_done)
         if totals.reached_target:
             summary["stopped_at_target"] = True
         if trainer.parts.stop is not None:
@@ -246,6 +247,7 @@ class _Run:
         if self.ranks.any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
+        self.trainer.networks.check_finite(at)
         contents = capture(self.trainer, self.totals)
         self.trainer.watch(None)
         self.store.save(contents, now=first)
