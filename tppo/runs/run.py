@@ -18,7 +18,7 @@ from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
 from tppo.ranks.ranks import Ranks, current
 from tppo.runs.beginnings import begin, find_beginnings
-from tppo.runs.build import build_trainer
+from tppo.runs.build import build_trainer, with_start
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
 from tppo.runs.curves import draw_curves
@@ -51,6 +51,7 @@ def run(
     start = time.perf_counter()
     ranks = current() if ranks is None else ranks
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
+    config = with_start(config, ranks, choice.started)
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
         warn(f"skipped {reason}")
