@@ -62,8 +62,18 @@ class NonFiniteError(TPPOError, ArithmeticError):
     policy loss has 1 non-finite value(s) at step 3, in responses [8]
     """
 
-    def __init__(self, tensor: str, responses: Sequence[int], count: int, *, step: int | None = None) -> None:
+    def __init__(
+        self,
+        tensor: str,
+        responses: Sequence[int],
+        count: int,
+        *,
+        step: int | None = None,
+        spared: str = "nothing was updated with it",
+    ) -> None:
+        """spared: what has not been done with the tensor."""
         self.tensor, self.responses, self.count, self.step = tensor, tuple(responses), count, step
+        self.spared = spared
         super().__init__(self._message())
 
     def at_step(self, step: int) -> Self:
@@ -77,6 +87,6 @@ class NonFiniteError(TPPOError, ArithmeticError):
         when = "" if self.step is None else f" at step {self.step},"
         where = f"in responses [{shown}]" if self.responses else "in no single response"
         return (
-            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; nothing was updated with it. "
+            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; {self.spared}. "
             "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
         )

@@ -40,6 +40,8 @@ class PretrainedTask(TaskConfig):
 
     model: str = SMOLLM2
     """'smollm2-135m', a model folder, a name on the hub, or 'shrunken:NAME' for a small random model."""
+    chat: bool = True
+    """Ask through the model's chat template; False is plain text, the question alone, for a base model."""
     system: str = ""
     """System message; empty leaves it to the model's chat template."""
     example_question: str = ""
@@ -74,18 +76,21 @@ class PretrainedTask(TaskConfig):
 
     def build(self, config: RunConfig, ranks: Ranks) -> Workload:
         """Policy and critic from the same weights; the critic's head is zero, so V = 0 at the start."""
+        from tppo.data.chat import ChatTokenizer
         from tppo.models.base import PolicyModel
-        from tppo.models.chat import ChatTokenizer
-        from tppo.models.folder import context_length, critic_of, export, fill, policy_of
+        from tppo.models.contents import context_length
+        from tppo.models.folder import critic_of, export, fill, policy_of
 
         folder = ranks.main_first(lambda: model_folder(self.model))
         before = [("system", self.system)] if self.system else []
         if self.example_question:
             before += [("user", self.example_question), ("assistant", self.example_answer)]
-        chat = ChatTokenizer(folder, before)
+        chat = ChatTokenizer(folder, before, chat=self.chat, moment=config.started)
         self._check_room(config, context_length(folder))
 
         def encode(problems: Sequence[Problem], template: str, on_overlong: OnBadRow) -> list[Prompt]:
+            if len(problems) > 1:
+                chat.prepare([template.replace(SLOT, problem.question) for problem in problems])
             return to_prompts(
                 problems,
                 chat.encode,
@@ -99,7 +104,7 @@ class PretrainedTask(TaskConfig):
         def save(policy: PolicyModel, folder: Path) -> None:
             export(policy, folder, ranks)
             if ranks.main:
-                chat.tokenizer.save_pretrained(folder)
+                chat.save(folder)
 
         recompute = config.compute.recompute
         return Workload(
@@ -158,6 +163,9 @@ class PretrainedTask(TaskConfig):
             raise ConfigError(
                 "task.example_answer", self.example_answer, "an answer to task.example_question, or both empty"
             )
+        for name in ("system", "example_question"):
+            if not self.chat and (text := getattr(self, name)):
+                raise ConfigError(f"task.{name}", text, "no such turn with task.chat = False: plain text has no turns")
         needed, room = self.max_prompt_tokens + config.rollout.max_response_tokens, config.vllm.max_model_tokens
         if config.engine == "vllm" and room is not None and needed > room:
             raise ConfigError(

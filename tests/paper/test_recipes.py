@@ -26,9 +26,10 @@ from tppo.cli import main
 from tppo.config.recipes import load_recipe
 from tppo.config.run import validate
 from tppo.config.stored import as_dict
+from tppo.data.chat import chat_text, end_tokens, load_tokenizer
 from tppo.errors import ConfigError
-from tppo.models.chat import chat_text, end_tokens, load_tokenizer
-from tppo.models.folder import context_length, load_causal_lm
+from tppo.models.contents import context_length
+from tppo.models.folder import load_causal_lm
 from tppo.ranges import Range, fields_of
 
 

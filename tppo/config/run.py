@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from tppo.algorithms.base import Algorithm, Rollout
 from tppo.algorithms.check import checked_parts
 from tppo.algorithms.tppo import TPPO
+from tppo.data.chat import check_moment
 from tppo.data.workload import Workload
 from tppo.engines.options import VllmOptions
 from tppo.errors import ConfigError
@@ -110,6 +111,8 @@ class RunConfig:
     """Longest time without a verdict of the reward function before the run stops."""
     phase_limit_seconds: Annotated[float, Range(0, above=True, unit="s")] | None = 1800.0
     """A phase that takes longer is reported with all stack traces, and goes on; None is off."""
+    started: str = ""
+    """Date and time, in ISO 8601, that chat templates take for today; empty is the run's start, which is kept."""
     tensorboard: bool = False
     """Also log to TensorBoard (extra 'tensorboard')."""
 
@@ -154,6 +157,7 @@ def _replace(node: Any, changes: dict[tuple[str, ...], Any]) -> Any:
 def validate(config: RunConfig) -> None:
     """Every range, then every impossible combination. Raises ConfigError before anything is loaded."""
     check_ranges(config)
+    check_moment("started", config.started)
     r = config.rollout
     if r.slots % r.group_size:
         near = max(r.group_size, r.slots // r.group_size * r.group_size)

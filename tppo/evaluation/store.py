@@ -11,12 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from tppo.data.chat import check_moment
 from tppo.errors import ConfigError, DataError
 from tppo.files import check_writable, is_free, write_json, write_whole
 
 MANIFEST, GENERATIONS = "eval.json", "generations.jsonl"
-_FREE = {"model.path", "model.name", "data.path", "environment"}
-"""Fields of the manifest that may change: where the same content lies, and on which machine."""
+_FREE = {"model.path", "model.name", "data.path", "environment", "started"}
+"""Fields of the manifest that may change: where the same content lies, on which machine, and when it began: what of
+that reaches the prompts is in their hash.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError("folder", str(folder), f"an evaluation with a readable {MANIFEST}", str(error)) from None
     return manifest
+
+
+def moment_of(folder: Path) -> str:
+    """When the evaluation in a folder began, in ISO 8601; empty where there is none, or none that says so."""
+    if not (folder / MANIFEST).is_file():
+        return ""
+    found = read_manifest(folder).get("started", "")
+    check_moment(str(folder / MANIFEST), found)
+    return str(found)
 
 
 def check_evaluation_folder(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ import torch
 
 from tppo.algorithms.check import checked_parts
 from tppo.config.run import RunConfig, validate
+from tppo.data.chat import now
 from tppo.data.workload import Workload
 from tppo.engines.base import Engine
 from tppo.engines.embedded import EmbeddedEngine
@@ -32,6 +34,7 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     """
     ranks = current() if ranks is None else ranks
     validate(config)
+    config = with_start(config, ranks)
     if config.engine == "vllm" and open_engine is None and importlib.util.find_spec("vllm") is None:
         raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
     check_ranks(config, ranks)
@@ -53,6 +56,13 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     if ranks.size > 1:
         engine = ShardedEngine(engine, ranks, config.vllm.tensor_parallel if config.engine == "vllm" else 1)
     return Trainer(config, workload, models, engine, ranks)
+
+
+def with_start(config: RunConfig, ranks: Ranks, before: str = "") -> RunConfig:
+    """The configuration with the moment of the run's start in it, the same on all ranks. before: of a run that goes on;
+    empty is now.
+    """
+    return dataclasses.replace(config, started=config.started or ranks.lead(lambda: before or now()))
 
 
 def longest_row(config: RunConfig) -> int | None:

@@ -19,7 +19,7 @@ from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
 from tppo.ranks.ranks import Ranks, current
 from tppo.runs.beginnings import begin, find_beginnings
-from tppo.runs.build import build_trainer
+from tppo.runs.build import build_trainer, with_start
 from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
 from tppo.runs.curves import draw_curves
@@ -53,6 +53,7 @@ def run(
     ranks = current() if ranks is None else ranks
     config = dataclasses.replace(config, task=config.task.pinned())
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
+    config = with_start(config, ranks, choice.started)
     dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
     for reason in choice.skipped:
         warn(f"skipped {reason}")
@@ -173,6 +174,7 @@ class _Run:
             self.store.wait()
             summary |= {"terminated": True, "checkpoint_step": self.store.saved_step}
             return
+        trainer.networks.check_finite(trainer.steps_done)
         if totals.reached_target:
             summary["stopped_at_target"] = True
         if trainer.parts.stop is not None:
@@ -248,6 +250,7 @@ class _Run:
         if self.ranks.any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
+        self.trainer.networks.check_finite(at)
         contents = capture(self.trainer, self.totals)
         self.trainer.watch(None)
         self.store.save(contents, now=first)

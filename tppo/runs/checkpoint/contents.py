@@ -120,10 +120,13 @@ def leaf_names(config: RunConfig) -> list[str]:
 
 
 def changed_fields(stored: dict[str, Any], config: RunConfig) -> list[str]:
-    """Dotted names of the leaves in which a configuration differs from a stored one."""
+    """Dotted names of the leaves in which a configuration differs from a stored one. One that does not say when the run
+    started goes on with its start.
+    """
     one, two = dict(_leaves(stored)), dict(_leaves(json.loads(json.dumps(as_dict(config)))))
     absent = object()
-    return sorted(name for name in one.keys() | two.keys() if one.get(name, absent) != two.get(name, absent))
+    names = (one.keys() | two.keys()) - (set() if config.started else {"started"})
+    return sorted(name for name in names if one.get(name, absent) != two.get(name, absent))
 
 
 def changed_packages(folder: Path) -> list[str]:

@@ -161,6 +161,8 @@ class Choice:
     """Newer folders that it does not go on from."""
     changed: tuple[str, ...] = ()
     """Fields that differ from the stored configuration, all of them allowed."""
+    started: str = ""
+    """When the run was started, as the checkpoint has it; empty where it has not."""
 
 
 def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) -> Choice:
@@ -188,7 +190,8 @@ def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) 
             skipped.append(error)
             continue
         newer = tuple(other for step, other in listed(out / FOLDER) if step > int(path.name[5:]))
-        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed))
+        started = files.read_state(path)["config"].get("started", "")
+        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed), started)
     raise _unusable(f"no checkpoint in {out / FOLDER} can be used; nothing was changed\n  ", skipped)
 
 
