@@ -19,7 +19,7 @@ from tppo.algorithms.auxiliaries.critic import CriticOptions
 from tppo.algorithms.base import Algorithm, Parts, Rollout, Stop
 from tppo.algorithms.parts.select import every_window
 from tppo.algorithms.tppo import check_window
-from tppo.ranges import STEPS, TOKENS, Range
+from tppo.ranges import BOUND, STEPS, TOKENS, Range
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ValuePretraining(Algorithm):
     """Stop once that average has not risen by ``least_gain`` for so many steps."""
     over: Annotated[int, Range(1, STEPS, unit="steps")] = 5
     """Steps in the average; those without an explained variance (equal returns everywhere) do not count."""
-    least_gain: Annotated[float, Range(0, 1)] = 0.01
+    least_gain: Annotated[float, Range(0, BOUND)] = 0.01
     """A smaller rise is none."""
     critic: CriticOptions = field(default_factory=CriticOptions)
 
