@@ -24,7 +24,7 @@ from tppo.data.catalogue import DAPO_PROMPT, STRICT, aime_2024, amc23, gsm8k, ma
 from tppo.data.sources import Columns, DataSource
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.run import EvalSettings
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import PROBLEMS, RESPONSES, SECONDS, WORKERS, Range, check_ranges
 
 SOURCES: dict[str, Callable[[str | Path], DataSource]] = {
     "aime_2024": aime_2024,
@@ -51,7 +51,7 @@ class EvalCommand:
     """Column of the question, for source 'file'."""
     answer: str = "answer"
     """Column of the answer, for source 'file'."""
-    limit: Annotated[int, Range(1, unit="problems")] | None = None
+    limit: Annotated[int, Range(1, PROBLEMS, unit="problems")] | None = None
     """Only the first so many problems."""
     compare: Path | None = None
     """Folder of another finished evaluation of the same problems, to compare with."""
@@ -61,11 +61,11 @@ class EvalCommand:
     """Of weights and cache."""
     device: str = "auto"
     """Of the embedded engine: auto, cpu or a CUDA device."""
-    batch: Annotated[int, Range(1, unit="responses")] = 64
+    batch: Annotated[int, Range(1, RESPONSES, unit="responses")] = 64
     """Responses generated, graded and written together. More keep a GPU busy, fewer lose less when killed."""
-    workers: Annotated[int, Range(1, unit="processes")] = 1
+    workers: Annotated[int, Range(1, WORKERS, unit="processes")] = 1
     """Processes that judge answers."""
-    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 30.0
+    grader_seconds: Annotated[float, Range(0, SECONDS, above=True, unit="s")] = 30.0
     """Limit of one verdict; a text that takes longer is wrong and is counted. Generous: it is wall time."""
     vllm: VllmOptions = field(default_factory=VllmOptions)
     chat: bool = True

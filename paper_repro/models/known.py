@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.models.cache import cached_folder
-from paper_repro.models.shapes import POSITIONS, qwen2_config, sizes_of
+from paper_repro.models.shapes import qwen2_config, sizes_of
 from paper_repro.models.shrunken import PREFIX, shrunken_folder
-from tppo.errors import ConfigError
+from tppo.errors import ConfigError, renamed
 from tppo.models.contents import check_folder
 from tppo.models.folder import first_line, read_config
 
 SMOLLM2 = "smollm2-135m"
 
 
-def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
+def model_folder(name: str, *, cache_dir: str | Path | None = None, field: str = "model") -> Path:
     """The folder of a model. Raises ConfigError, before any weight is loaded, when there is none.
 
     name: ``smollm2-135m``, a local folder, a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
     huggingface_hub, safetensors only), or ``shrunken:Qwen2.5-32B``, a small random model of that architecture.
+    field: what the errors call it.
     """
+    with renamed({"model": field, "shape": field}):
+        return _folder(name, cache_dir)
+
+
+def _folder(name: str, cache_dir: str | Path | None) -> Path:
     if name == SMOLLM2:
         return smollm2_folder(cache_dir=cache_dir)
     if name.startswith(PREFIX):
@@ -66,20 +72,21 @@ def model_shape(name: str) -> Any:
     """
     from transformers import LlamaConfig
 
-    if name == SMOLLM2:
+    folder = None if name == SMOLLM2 else local_folder(name)
+    if folder is not None:
+        return read_config(folder)
+    if name.rpartition("/")[2].lower().removesuffix("-instruct") == SMOLLM2:
         return LlamaConfig(
             **sizes_of("SmolLM2-135M"),
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 1e5},
         )
-    if (folder := local_folder(name)) is not None:
-        return read_config(folder)
-    short = name.rpartition("/")[2]
-    if short not in POSITIONS:
-        known = ", ".join([SMOLLM2, *POSITIONS])
-        raise ConfigError("task.model", name, f"a local folder, or one of {known}", "download it, then name its folder")
-    return qwen2_config(short)
+    try:
+        return qwen2_config(name)
+    except ConfigError as error:
+        known = f"a local folder, or {SMOLLM2}, or {error.expected}"
+        raise ConfigError("task.model", name, known, f"{error.remedy}; or download it and name its folder") from None
 
 
 def smollm2_folder(*, cache_dir: str | Path | None = None) -> Path:

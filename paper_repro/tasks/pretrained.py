@@ -6,13 +6,15 @@ One class for problems from files or the hub, at any scale; one for word problem
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from paper_repro.models.known import SMOLLM2, model_folder, model_shape
 from paper_repro.tasks.word_problems import WordProblems
+from tppo.config.need import Need
 from tppo.config.run import ModelShape, RunConfig, TaskConfig
 from tppo.data.catalogue import aime_2024, dapo_math_17k
 from tppo.data.problems import check_overlap, load_problems
@@ -20,9 +22,9 @@ from tppo.data.prompts import PromptStream, to_prompts
 from tppo.data.sources import SLOT, DataSource, OnBadRow
 from tppo.data.workload import Workload
 from tppo.environment import warn
-from tppo.errors import ConfigError
+from tppo.errors import ConfigError, renamed
 from tppo.grading.reward import Reward
-from tppo.ranges import Range
+from tppo.ranges import SECONDS, TOKENS, WORKERS, Range
 from tppo.ranks.ranks import Ranks
 from tppo.types import Prompt
 
@@ -34,9 +36,15 @@ Encoder = Callable[[Sequence["Problem"], str, OnBadRow], list[Prompt]]
 Prompts = Callable[[int], Prompt]
 
 
+WORKER_BYTES = 16 * 2**20
+"""Of each process that judges answers, beside what it shares with the others; a low estimate."""
+
+
 @dataclass(frozen=True)
 class PretrainedTask(TaskConfig):
     """A model, how it is asked, and how it is judged. Subclasses bring the problems."""
+
+    model_fields: ClassVar[tuple[str, ...]] = ("task.model",)
 
     model: str = SMOLLM2
     """'smollm2-135m', a model folder, a name on the hub, or 'shrunken:NAME' for a small random model."""
@@ -48,11 +56,11 @@ class PretrainedTask(TaskConfig):
     """A worked example before every problem, as an earlier turn of the conversation; empty is none."""
     example_answer: str = ""
     """The answer of the worked example."""
-    max_prompt_tokens: Annotated[int, Range(1, unit="tokens")] = 1024
+    max_prompt_tokens: Annotated[int, Range(1, TOKENS, unit="tokens")] = 1024
     """Longest prompt, chat template and example included."""
-    grader_workers: Annotated[int, Range(1, unit="processes")] = 1
+    grader_workers: Annotated[int, Range(1, WORKERS, unit="processes")] = 1
     """Processes that judge answers."""
-    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 10.0
+    grader_seconds: Annotated[float, Range(0, SECONDS, above=True, unit="s")] = 10.0
     """Limit of one verdict; a text that takes longer scores zero and is counted."""
     grader_memory: Annotated[int, Range(64, 2**20, unit="MiB")] = 1024
     """Address space of a process that judges, its imports included; a text that needs more scores zero."""
@@ -81,7 +89,7 @@ class PretrainedTask(TaskConfig):
         from tppo.models.contents import context_length
         from tppo.models.folder import critic_of, export, fill, policy_of
 
-        folder = ranks.main_first(lambda: model_folder(self.model))
+        folder = ranks.main_first(lambda: model_folder(self.model, field="task.model"))
         before = [("system", self.system)] if self.system else []
         if self.example_question:
             before += [("user", self.example_question), ("assistant", self.example_answer)]
@@ -174,6 +182,11 @@ class PretrainedTask(TaskConfig):
                 f"at least {needed}: task.max_prompt_tokens and rollout.max_response_tokens together",
             )
 
+    def needs(self, config: RunConfig) -> tuple[Need, ...]:
+        """Of the processes that judge answers."""
+        what = f"{self.grader_workers} processes that judge answers"
+        return (Need(what, self.grader_workers * WORKER_BYTES, ("task.grader_workers",)),)
+
     def shape(self) -> ModelShape:
         """Without a download: of a folder, or of a name that is known here."""
         return ModelShape(model_shape(self.model), self.max_prompt_tokens)
@@ -221,19 +234,42 @@ class MathDataTask(PretrainedTask):
     on_overlong: OnBadRow = "drop"
     """A training prompt longer than ``max_prompt_tokens``; in the evaluation that is always an error."""
 
+    def idle(self, config: RunConfig) -> Mapping[str, str]:
+        """What only a data set of the hub, or only a .json file, has."""
+        found: dict[str, str] = {}
+        for name, source in (("train", self.train), ("held_out", self.held_out)):
+            if source.path is not None:
+                found |= {
+                    f"task.{name}.{part}": "the problems come from a file" for part in ("subset", "revision", "split")
+                }
+            if source.path is None or not source.path.endswith(".json"):
+                found[f"task.{name}.rows_key"] = "the problems come from no .json file"
+        return found
+
     def problems(self, config: RunConfig, encode: Encoder, ranks: Ranks) -> tuple[Prompts, Prompts, list[str]]:
         """Read, report, check against each other, encode; all before a weight is loaded."""
         import sys
 
-        train, held_out = load_problems(self.train), load_problems(self.held_out)
-        overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
+        with renamed(_paths("task.train")):
+            train = load_problems(self.train)
+        with renamed(_paths("task.held_out")):
+            held_out = load_problems(self.held_out)
+        with renamed({"on_overlap": "task.on_overlap"}):
+            overlap = check_overlap(train.problems, held_out.problems, self.on_overlap)
         for part in (train, held_out, overlap) if ranks.main else ():
             print(part, file=sys.stderr)
-        judged = encode(held_out.problems, self.held_out.template, "error")
+        with renamed({name: f"task.{name}" for name in ("max_prompt_tokens", "on_overlong")}):
+            judged = encode(held_out.problems, self.held_out.template, "error")
+            asked = encode(overlap.train, self.train.template, self.on_overlong)
         if config.evaluation.problems > len(judged):
             raise ConfigError(
                 "evaluation.problems", config.evaluation.problems, f"at most {len(judged)}, all there are"
             )
-        stream = PromptStream(encode(overlap.train, self.train.template, self.on_overlong), config.seed)
+        stream = PromptStream(asked, config.seed)
         truths = dict.fromkeys(problem.answer for problem in [*overlap.train, *held_out.problems])
         return stream, judged.__getitem__, list(truths)
+
+
+def _paths(source: str) -> dict[str, str]:
+    """What ``tppo.data`` calls the fields of a source, and where they are in this configuration."""
+    return {f"data.{part.name}": f"{source}.{part.name}" for part in dataclasses.fields(DataSource)}

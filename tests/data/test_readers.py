@@ -297,7 +297,7 @@ def test_hub_data_set_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"path": None}, "either path or hub"),
         ({"hub": "a/b"}, "either path or hub"),
         ({"path": Path("a.json")}, "data.path = .*expected text"),
-        ({"limit": 0}, r"data.limit = 0: expected a number in \[1, inf\) \[problems\]"),
+        ({"limit": 0}, r"data.limit = 0: expected a number in \[1, 10000000\] \[problems\]"),
         ({"limit": 1.5}, "data.limit = 1.5: expected a whole number"),
         ({"template": "Solve."}, "data.template = 'Solve.': expected text with exactly one {question}"),
         ({"template": "{question}{question}"}, "exactly one"),

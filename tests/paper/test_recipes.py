@@ -161,6 +161,6 @@ def test_shrunken_sizes_are_checked(tmp_path: Path) -> None:
         shrunken_folder("Qwen2.5-7B", heads=3, kv_heads=2, cache_dir=tmp_path)
     with pytest.raises(ConfigError, match="layers = 0"):
         shrunken_folder("Qwen2.5-7B", layers=0, cache_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"shape = 'Qwen9': expected one of"):
+    with pytest.raises(ConfigError, match=r"model = 'Qwen9': expected one of"):
         model_folder("shrunken:Qwen9", cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())

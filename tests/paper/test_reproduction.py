@@ -205,7 +205,7 @@ def test_more_seeds_later_add_runs_and_draw_again(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--size", "3b"], "size = '3b': expected one of toy, smollm2, 0.5b, 7b, 32b"),
-        (["--size", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, inf)"),
+        (["--size", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, 10000]"),
         (["--size", "toy", "--target", "90"], "target = 90.0: expected a number in (0, 1]"),
         (["--size", "toy", "--stages", "value,train"], "stages = 'train': expected some of data,value"),
         (["--size", "toy", "--data", "."], "data = '.': expected no --data for size 'toy'; its problems are made"),
@@ -213,7 +213,11 @@ def test_more_seeds_later_add_runs_and_draw_again(tmp_path: Path) -> None:
         (["--size", "toy", "--set", "rollout.slots"], "set = 'rollout.slots': expected FIELD=VALUE"),
         (["--size", "toy", "--set", "seed=4"], "set = 'seed': expected a field that the reproduction leaves open"),
         (["--size", "toy", "--set", "rollout.slot=4"], "slot = 'unknown': expected one of"),
-        (["--size", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, inf)"),
+        (
+            ["--size", "toy", "--set", "steps=3", "--set", "steps=4"],
+            "set = 'steps=4': expected one value; steps is",
+        ),
+        (["--size", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, 1000000]"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tppo.errors import ConfigError
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import PROBLEMS, Range, check_ranges
 
 OnBadRow = Literal["error", "drop"]
 """What to do about a row that cannot be used: stop, or go on without it."""
@@ -71,7 +71,7 @@ class DataSource:
     """The answer is what follows the last of these marks, such as '####'; None takes all."""
     bare_numbers: bool = False
     """Take the thousands separators out of answers that are numbers: '1,200' becomes '1200'."""
-    limit: Annotated[int, Range(1, unit="problems")] | None = None
+    limit: Annotated[int, Range(1, PROBLEMS, unit="problems")] | None = None
     """At most so many problems, the first ones."""
     bad_rows: BadRows = field(default_factory=BadRows)
 

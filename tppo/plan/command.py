@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tppo.errors import ConfigError
+from tppo.ranges import GPUS, TOKENS, Range, check_leaf
 
 if TYPE_CHECKING:
     from tppo.algorithms.base import Parts
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from tppo.plan.track import Figures, Job
 
 GIB = 2**30
+NUMBERS: dict[str, Any] = {
+    "gpus": Annotated[int, Range(1, GPUS, unit="GPUs")],
+    "gpu-memory": Annotated[float, Range(0, 100_000, above=True, unit="GiB")] | None,
+    "reserve": Annotated[float, Range(0, 100_000, unit="GiB")],
+    "median": Annotated[float, Range(0, TOKENS, above=True, unit="tokens")] | None,
+    "sigma": Annotated[float, Range(0, 10, above=True)],
+}
+"""What the numbers of the command line may be."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,10 @@ def command(known: argparse.Namespace, config: RunConfig) -> int:
 
 def make_plan(config: RunConfig, options: Options) -> Plan:
     """Track, price, and search if it does not fit. Raises ConfigError for what cannot be planned."""
+    from tppo.models.sizes import sizes
     from tppo.plan.clock import TimeQuestion, predict
     from tppo.plan.engine import WORKSPACE, host_memory
-    from tppo.plan.formula import estimate, sizes
+    from tppo.plan.formula import estimate
     from tppo.plan.gpus import GPUS, gpu_name
     from tppo.plan.report import Plan
     from tppo.plan.track import count, track
@@ -148,13 +157,11 @@ def _models(kind: str, numbers: str, others: Sequence[str]) -> str:
 def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
     """What depends on the launch. Raises ConfigError."""
     gpus, parallel = options.gpus, config.vllm.tensor_parallel
-    if gpus < 1:
-        raise ConfigError("gpus", gpus, "a number in [1, inf) [GPUs]")
-    for name, value in (("gpu-memory", options.memory), ("median", options.median), ("sigma", options.sigma)):
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(name, value, "a number in (0, inf)")
-    if not 0 <= options.reserve < math.inf:
-        raise ConfigError("reserve", options.reserve, "a number in [0, inf) [GiB]")
+    for name, value in (
+        ("gpus", gpus), ("gpu-memory", options.memory), ("reserve", options.reserve), ("median", options.median),
+        ("sigma", options.sigma),
+    ):  # fmt: skip
+        check_leaf(name, NUMBERS[name], value)
     longest = shape.prompt_tokens + config.rollout.max_response_tokens
     positions = getattr(shape.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
@@ -223,9 +230,9 @@ def most_tokens(parts: Parts, terms: Sequence[Term], cap: int) -> int:
 def _budget(
     config: RunConfig, shape: ModelShape, gpus: int, figures: dict[str, Figures], memory: int, options: Options
 ) -> Budget:
+    from tppo.models.sizes import sizes
     from tppo.plan.budget import budget
     from tppo.plan.engine import engine_memory
-    from tppo.plan.formula import sizes
 
     positions = getattr(shape.config, "max_position_embeddings", None) or 2**62
     engine = engine_memory(

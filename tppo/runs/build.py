@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 
 import torch
 
 from tppo.algorithms.check import checked_parts
+from tppo.config.demand import check_demand, demand, shape_of
 from tppo.config.run import RunConfig, validate
 from tppo.data.chat import now
 from tppo.data.workload import Workload
@@ -17,6 +19,7 @@ from tppo.engines.base import Engine
 from tppo.engines.embedded import EmbeddedEngine
 from tppo.engines.sharded import ShardedEngine
 from tppo.engines.vllm import VLLM_REMEDY
+from tppo.environment import machine_memory
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
 from tppo.models.base import Model, PackedModel, PolicyModel
@@ -39,6 +42,7 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
         raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
     check_ranks(config, ranks)
     device = pick_device(config.compute.device, ranks)
+    check_memory(config, ranks, device, generates=open_engine is None)
     workload = config.task.build(config, ranks)
     models = networks(config, workload)
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
@@ -65,12 +69,19 @@ def with_start(config: RunConfig, ranks: Ranks, before: str = "") -> RunConfig:
     return dataclasses.replace(config, started=config.started or ranks.lead(lambda: before or now()))
 
 
+def check_memory(config: RunConfig, ranks: Ranks, device: torch.device, *, generates: bool) -> None:
+    """Raise ConfigError for a run that cannot fit this machine, shared among its ranks. generates: with an engine."""
+    memory, of_gpu = machine_memory(), None
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.joined else 1
+    if device.type == "cuda":
+        of_gpu = torch.cuda.get_device_properties(device).total_memory
+    needs = demand(config, ranks=ranks.size, generates=generates)
+    check_demand(config, needs, machine=None if memory is None else memory / here, device=of_gpu)
+
+
 def longest_row(config: RunConfig) -> int | None:
     """Most tokens of prompt and response together; None where the task cannot say."""
-    try:
-        shape = config.task.shape()
-    except ConfigError:  # a model whose shape is unknown before it is there: the plan refuses it, a run need not
-        return None
+    shape = shape_of(config)
     return None if shape is None else shape.prompt_tokens + config.rollout.max_response_tokens
 
 

@@ -29,11 +29,12 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from tppo.environment import environment, load_plugin, plugins
 from tppo.errors import ConfigError
 from tppo.files import writing_to
+from tppo.ranges import WORKERS, Range, check_leaf
 from tppo.studies.folder import check_study_folder, swap, write_files
 
 if TYPE_CHECKING:
@@ -147,9 +148,11 @@ def resolve(
     study: Study, *, full: bool = False, seeds: int | None = None, seed: int = 0, jobs: int = 1
 ) -> StudyOptions:
     """The options of a run. Raises ConfigError for what cannot be meant."""
-    for field, value, least in (("jobs", jobs, 1), ("seed", seed, 0), ("seeds", 1 if seeds is None else seeds, 1)):
-        if value < least:
-            raise ConfigError(field, value, f"at least {least}")
+    for field, value, allowed in (
+        ("jobs", jobs, Range(1, WORKERS, unit="processes")), ("seed", seed, Range(0, 2**31 - 1)),
+        ("seeds", seeds, Range(1, 10_000)),
+    ):  # fmt: skip
+        check_leaf(field, Annotated[int, allowed] | None, value)
     if seeds is not None and not study.seeds:
         raise ConfigError("seeds", seeds, f"no number, for {study.name!r} is exact", "leave --seeds out")
     if seeds is None:
