@@ -174,7 +174,7 @@ def test_the_clock_comes_through_its_entry_point(monkeypatch: pytest.MonkeyPatch
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, name = project["entry-points"][clock.GROUP]["clock"].partition(":")
     assert getattr(import_module(module), name) is predict
-    monkeypatch.setattr(clock, "entry_points", lambda group: ())
+    monkeypatch.setattr("tppo.environment.entry_points", lambda group: ())
     assert clock.predict(ask(big())) is None
 
 

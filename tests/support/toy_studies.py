@@ -64,4 +64,4 @@ def install(monkeypatch: pytest.MonkeyPatch, **studies: str) -> None:
         )
         for name, where in studies.items()
     ]
-    monkeypatch.setattr("tppo.studies.study.entry_points", lambda group: entries if group == "tppo.studies" else [])
+    monkeypatch.setattr("tppo.environment.entry_points", lambda group: entries if group == "tppo.studies" else [])
