@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tppo.environment import speaking
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.files import is_free, writing_to
 from tppo.plan.command import add_arguments
@@ -36,6 +37,7 @@ _EPILOG = """examples:
 _STUDY = "Answer a question: data.csv, figure.png, findings.md and study.json; 'all' also writes one page, index.html."
 
 
+@speaking
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 (the run failed), 2 (bad input), 130 (interrupted)."""
     parser = argparse.ArgumentParser(
@@ -86,9 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, rest = parser.parse_known_args(argv)
     if known.command in ("recipes", "algorithms", "export", "study") and rest:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this: a progress bar must not end a run
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
     say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
     try:
@@ -97,9 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             status = _COMMANDS[known.command](known, rest)
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as `| head` does: what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ConfigError, DataError) as error:
         print(f"{say} {error}", file=sys.stderr)
         return 2
