@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tppo.environment import speaking
 from tppo.errors import ConfigError, DataError, TPPOError
-from tppo.files import is_free, writing_to
+from tppo.files import check_writable, is_free, utf8_name, writing_to
 from tppo.plan.command import add_arguments
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             if rank != "0":
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            _check_working_directory()
             status = _COMMANDS[known.command](known, rest)
             sys.stdout.flush()
     except (ConfigError, DataError) as error:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{say} interrupted", file=sys.stderr)
         return 130
-    except TPPOError as error:
+    except (TPPOError, OSError) as error:  # OSError: a disk or a name that nothing above expected
         print(f"{say} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -110,6 +111,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         end(status)
     return status
+
+
+def _check_working_directory() -> None:
+    """Raise ConfigError where it is gone: relative names mean nothing then, and MKL ends a process without it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        here = os.environ.get("PWD")
+        raise ConfigError(
+            "working directory", here, "one that exists", f"{error.strerror}; change to another"
+        ) from None
 
 
 _REPLAY = "replay DUMP --checkpoint CHECKPOINT [--steps N]"
@@ -203,12 +215,19 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     config = _override(stored, rest, f"tppo eval {known.run}", validate)
     if config.task != stored.task:
         raise ConfigError("task", rest, "the task that the run was trained on", "evaluate without task options")
-    if not (known.run / "policy").is_dir():
+    if not os.path.isdir(known.run / "policy"):
         raise ConfigError("run", str(known.run), "a run with a policy/ folder", "it ended before one was written")
+    from safetensors import SafetensorError
+
     from tppo.runs.build import build_trainer
 
     trainer = build_trainer(config)
-    trainer.workload.load(trainer.policy, known.run / "policy")
+    try:
+        with utf8_name(known.run / "policy") as policy:
+            trainer.workload.load(trainer.policy, policy)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{known.run / 'policy'} does not hold the weights of this run's policy: {reason}") from None
     result = trainer.evaluate()
     summary = result.summary() | trainer.workload.report(trainer.policy)
     print(json.dumps(summary | {"scores": _scores(list(result.solved.values()))}, indent=2))
@@ -240,13 +259,15 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
 
     from tppo.models.place import place
     from tppo.ranks.ranks import Ranks
-    from tppo.runs.checkpoint.contents import load_network, stored_config
+    from tppo.runs.checkpoint.contents import load_network
     from tppo.runs.checkpoint.store import newest
+    from tppo.runs.checkpoint.stored import read_checkpoint
 
-    if not is_free(known.folder):
+    if not is_free(known.folder, "folder"):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
+    check_writable(known.folder, "folder")
     path = newest(known.checkpoint)
-    config = stored_config(path)
+    config = read_checkpoint(path).config
     ranks = Ranks()
     workload = config.task.build(config, ranks)
     place(workload.policy, workload.fill, torch.device("cpu"), ranks)
@@ -259,14 +280,14 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _replay(known: argparse.Namespace, rest: list[str]) -> int:
     from tppo.config.run import validate
-    from tppo.runs.checkpoint.contents import stored_config
     from tppo.runs.checkpoint.store import newest
+    from tppo.runs.checkpoint.stored import read_checkpoint
     from tppo.runs.replay import replay
 
     if known.steps < 1:
         raise ConfigError("steps", known.steps, "a number in [1, inf) [steps]")
     path = newest(known.checkpoint)
-    stored = stored_config(path)
+    stored = read_checkpoint(path).config
     config = _override(stored, rest, "tppo replay", validate)
     same = True
     for done in replay(path, known.dump, steps=known.steps, config=config):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from tppo.algorithms.base import Algorithm
 from tppo.config.recipes import recipe_entry_points
 from tppo.config.registry import algorithm_entry_points
 from tppo.config.run import RunConfig, TaskConfig
 from tppo.errors import ConfigError, DataError, FormatError
+from tppo.files import parse_json, read_file
 from tppo.ranges import check_ranges
+from tppo.shapes import misfit
 
 T = TypeVar("T")
+
+
+class _Tree(TypedDict):
+    """What ``as_dict`` writes down, as far as it is read before its classes are known."""
+
+    task: dict[str, Any]
+    algorithm: dict[str, Any]
+
+
 FORMAT = 2
 """Of config.json. 1 had options that all algorithms shared; 2 names the algorithm's class and its own numbers."""
 
@@ -34,7 +44,7 @@ def read_config(run: Path) -> RunConfig:
     """The configuration in ``run/config.json``. Raises ConfigError when there is none, else as ``config_of``."""
     path = run / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+        tree = parse_json(read_file(path))["config"]
     except OSError as error:
         raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -49,11 +59,10 @@ def config_of(tree: Any, path: Path) -> RunConfig:
     algorithms, that installed entry points lead to are accepted: a file from elsewhere cannot make this import what it
     likes.
     """
-    try:
-        task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
-        task_class, algorithm_class = task.pop("class"), algorithm.pop("class", None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
+    if wrong := misfit(_Tree, tree, "config"):
+        raise DataError(f"{path} is not a run's configuration: {wrong}")
+    task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
+    task_class, algorithm_class = task.pop("class", None), algorithm.pop("class", None)
     if algorithm_class is None:
         raise FormatError(
             f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
@@ -74,7 +83,10 @@ def _class(value: Any, homes: set[str], base: type[T], what: str, path: Path) ->
     module, _, name = str(value).partition(":")
     if not any(module == home or module.startswith(home + ".") for home in homes):
         raise DataError(f"{path}: {what} class '{value}' belongs to no installed package of recipes or algorithms")
-    cls = getattr(import_module(module), name, None)
+    try:
+        cls = getattr(import_module(module), name, None)
+    except ImportError as error:
+        raise DataError(f"{path}: {what} class '{value}' cannot be imported: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise DataError(f"{path}: '{value}' is not a class of {what}s")
     return cls
@@ -92,5 +104,5 @@ def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:
 
     try:
         return cls(**{name: value_of(hints[name], value) for name, value in tree.items()})
-    except TypeError as error:
-        raise DataError(f"{path}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:  # ValueError: of a part that checks itself
+        raise DataError(f"{path}: {cls.__name__}: {error}") from None
