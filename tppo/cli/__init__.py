@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from tppo.cli import lists, runs
 from tppo.cli.arguments import check_once, make_parser, refuse_rest
+from tppo.environment import speaking
 from tppo.errors import ConfigError, DataError, TPPOError
 
 COMMANDS = {
@@ -30,11 +31,9 @@ COMMANDS = {
 }
 
 
+@speaking
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 (the run failed), 2 (bad input), 130 (interrupted)."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this: a progress bar must not end a run
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     argv = sys.argv[1:] if argv is None else argv
     rank = os.environ.get("RANK", "0")  # of several, started by torchrun, the first one speaks
     say = "tppo:" if rank == "0" else f"tppo: rank {rank}:"
@@ -45,18 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             if rank != "0":
                 stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            _check_working_directory()
             status = COMMANDS[known.command](known, rest)
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has enough, as `| head` does: what is left goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ConfigError, DataError) as error:
         print(f"{say} {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{say} interrupted", file=sys.stderr)
         return 130
-    except TPPOError as error:
+    except (TPPOError, OSError) as error:  # OSError: a disk or a name that nothing above expected
         print(f"{say} {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -64,3 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         end(status)
     return status
+
+
+def _check_working_directory() -> None:
+    """Raise ConfigError where it is gone: relative names mean nothing then, and MKL ends a process without it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        here = os.environ.get("PWD")
+        raise ConfigError(
+            "working directory", here, "one that exists", f"{error.strerror}; change to another"
+        ) from None

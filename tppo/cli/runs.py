@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 from tppo.cli.arguments import own_flags, usage
 from tppo.cli.fields import configure, override, say_unused
-from tppo.errors import ConfigError
-from tppo.files import is_free, writing_to
+from tppo.errors import ConfigError, DataError
+from tppo.files import check_writable, is_free, utf8_name, writing_to
 from tppo.ranges import STEPS, Range, check_leaf
 
 NOT_TRAINED = dict.fromkeys(
@@ -74,12 +75,19 @@ def evaluate(known: argparse.Namespace, rest: list[str]) -> int:
     say_unused(config, rest, NOT_TRAINED)
     if config.task != stored.task:
         raise ConfigError("task", rest, "the task that the run was trained on", "evaluate without task options")
-    if not (known.run / "policy").is_dir():
+    if not os.path.isdir(known.run / "policy"):
         raise ConfigError("run", str(known.run), "a run with a policy/ folder", "it ended before one was written")
+    from safetensors import SafetensorError
+
     from tppo.runs.build import build_trainer
 
     trainer = build_trainer(config)
-    trainer.workload.load(trainer.policy, known.run / "policy")
+    try:
+        with utf8_name(known.run / "policy") as policy:
+            trainer.workload.load(trainer.policy, policy)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{known.run / 'policy'} does not hold the weights of this run's policy: {reason}") from None
     result = trainer.evaluate()
     summary = result.summary() | trainer.workload.report(trainer.policy) | trainer.grader.report()
     print(json.dumps(summary | {"scores": _scores(list(result.solved.values()))}, indent=2))
@@ -112,13 +120,15 @@ def export(known: argparse.Namespace, rest: list[str]) -> int:
 
     from tppo.models.place import place
     from tppo.ranks.ranks import Ranks
-    from tppo.runs.checkpoint.contents import load_network, stored_config
+    from tppo.runs.checkpoint.contents import load_network
     from tppo.runs.checkpoint.store import newest
+    from tppo.runs.checkpoint.stored import read_checkpoint
 
-    if not is_free(known.folder):
+    if not is_free(known.folder, "folder"):
         raise ConfigError("folder", str(known.folder), "a folder that is empty or does not exist")
+    check_writable(known.folder, "folder")
     path = newest(known.checkpoint)
-    config = stored_config(path)
+    config = read_checkpoint(path).config
     ranks = Ranks()
     workload = config.task.build(config, ranks)
     place(workload.policy, workload.fill, torch.device("cpu"), ranks)
@@ -132,12 +142,12 @@ def export(known: argparse.Namespace, rest: list[str]) -> int:
 def replay(known: argparse.Namespace, rest: list[str]) -> int:
     """Train from recorded tokens."""
     from tppo.runs import replay as recorded
-    from tppo.runs.checkpoint.contents import stored_config
     from tppo.runs.checkpoint.store import newest
+    from tppo.runs.checkpoint.stored import read_checkpoint
 
     check_leaf("steps", Annotated[int, Range(1, STEPS, unit="steps")], known.steps)
     path = newest(known.checkpoint)
-    stored = stored_config(path)
+    stored = read_checkpoint(path).config
     config = override(stored, rest, "tppo replay", own=own_flags(known))
     say_unused(config, rest, NOT_GENERATED)
     same = True

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import typing
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from tppo.algorithms.base import Algorithm
 from tppo.config.recipes import recipe_entry_points
@@ -17,9 +16,20 @@ from tppo.config.registry import algorithm_entry_points
 from tppo.config.run import RunConfig, TaskConfig
 from tppo.environment import in_one_line
 from tppo.errors import ConfigError, DataError, FormatError
+from tppo.files import parse_json, read_file
 from tppo.ranges import check_ranges
+from tppo.shapes import misfit
 
 T = TypeVar("T")
+
+
+class _Tree(TypedDict):
+    """What ``as_dict`` writes down, as far as it is read before its classes are known."""
+
+    task: dict[str, Any]
+    algorithm: dict[str, Any]
+
+
 FORMAT = 2
 """Of config.json. 1 had options that all algorithms shared; 2 names the algorithm's class and its own numbers."""
 
@@ -51,7 +61,7 @@ def read_config(run: Path) -> RunConfig:
     """The configuration in ``run/config.json``. Raises ConfigError when there is none, else as ``config_of``."""
     path = run / "config.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+        tree = parse_json(read_file(path))["config"]
     except OSError as error:
         raise ConfigError("run", str(run), "a folder with a config.json", str(error)) from None
     except (ValueError, KeyError, TypeError) as error:
@@ -66,11 +76,10 @@ def config_of(tree: Any, path: Path) -> RunConfig:
     points of recipes and algorithms lead to are imported: a file from elsewhere cannot make this import what it likes.
     What the program that runs defines itself is accepted too.
     """
-    try:
-        task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
-        task_class, algorithm_class = task.pop("class"), algorithm.pop("class", None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a run's configuration: {type(error).__name__}: {error}") from None
+    if wrong := misfit(_Tree, tree, "config"):
+        raise DataError(f"{path} is not a run's configuration: {wrong}")
+    task, algorithm = dict(tree["task"]), dict(tree["algorithm"])
+    task_class, algorithm_class = task.pop("class", None), algorithm.pop("class", None)
     if algorithm_class is None:
         raise FormatError(
             f"{path}: format 1, written before algorithms had numbers of their own; expected format {FORMAT}. "
@@ -135,5 +144,5 @@ def _rebuild(cls: type, tree: dict[str, Any], path: Path) -> Any:
 
     try:
         return cls(**{name: value_of(hints[name], value) for name, value in tree.items()})
-    except TypeError as error:
-        raise DataError(f"{path}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:  # ValueError: of a part that checks itself
+        raise DataError(f"{path}: {cls.__name__}: {error}") from None

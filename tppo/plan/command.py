@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tppo.errors import ConfigError
+from tppo.files import writing_to
 from tppo.ranges import GPUS, TOKENS, Range, check_leaf
 
 if TYPE_CHECKING:
@@ -83,13 +85,26 @@ def command(known: argparse.Namespace, config: RunConfig) -> int:
     options = Options(
         known.gpus, known.gpu, known.gpu_memory, known.reserve, known.median, known.sigma, not known.no_search
     )
-    if known.json is not None and not known.json.absolute().parent.is_dir():
-        raise ConfigError("json", str(known.json), "a file in an existing folder")
+    if known.json is not None:
+        _check_file(known.json)
     plan = make_plan(config, options)
     print(text(plan))
     if known.json is not None:
-        known.json.write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
+        with writing_to(known.json, "json"):
+            known.json.write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
     return 0 if plan.tracked.fits else 2
+
+
+def _check_file(path: Path) -> None:
+    """Raise ConfigError for what cannot be the name of a file, before the work."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ConfigError("json", str(path), "a file that can be written", str(error)) from None
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
+        raise ConfigError("json", str(path), "a file in an existing folder")
 
 
 def make_plan(config: RunConfig, options: Options) -> Plan:

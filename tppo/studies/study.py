@@ -29,20 +29,19 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 from tppo.environment import environment, load_plugin, plugins
 from tppo.errors import ConfigError
 from tppo.files import writing_to
 from tppo.ranges import WORKERS, Range, check_leaf
-from tppo.studies.folder import check_study_folder, swap, write_files
+from tppo.studies.folder import Chapter, check_study_folder, swap, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP = "tppo.studies"
 
-Chapter = Literal["exact", "learning", "time"]
 Row = Mapping[str, str | int | float | bool | None]
 Part = TypeVar("Part")
 Done = TypeVar("Done")
@@ -164,11 +163,11 @@ def run_study(
     study: Study, options: StudyOptions, out: Path, *, force: bool = False, show: bool = False
 ) -> StudyResult:
     """Run and write the folder `out`, whole or not at all; an earlier run there is replaced with `force` only."""
-    out = out.resolve()
     check_study_folder(out, study.name, force=force)
     with writing_to(out):
+        out = out.resolve()  # a folder of its own beside it, whatever links lead there
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".tppo-study-", dir=out.parent))
     try:
         began = time.perf_counter()
         result = study.run(options, Ticks(study.name, jobs=options.jobs, show=show))
@@ -176,8 +175,9 @@ def run_study(
         record = _record(study, options, result, time.perf_counter() - began)
         write_files(partial, result.rows, result.figure, findings(study, result), record)
         check_study_folder(out, study.name, force=force)  # it may have changed meanwhile
-        partial.chmod(0o755)
-        swap(partial, out)
+        with writing_to(out):
+            partial.chmod(0o755)
+            swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result

@@ -214,10 +214,10 @@ def test_an_exported_transformer_computes_the_same_logits(toy: Path, tmp_path: P
 
 
 def _restored(folder: Path) -> Any:
-    from tppo.runs.checkpoint.contents import stored_config
+    from tppo.runs.checkpoint.stored import read_checkpoint
 
     path = newest(folder / "run")
-    trainer = build_trainer(stored_config(path))
+    trainer = build_trainer(read_checkpoint(path).config)
     restore(trainer, path)
     return trainer
 
