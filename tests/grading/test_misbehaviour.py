@@ -143,7 +143,6 @@ def test_the_thread_goes_on_after_an_exit() -> None:
         (cancelled, "its future was cancelled"),
         (lambda: of(None), "is None: expected a finite number"),
     ],
-    ids=str,
 )
 def test_a_submit_that_breaks_its_promise(do: Callable[[], Any], says: str) -> None:
     with pytest.raises(RewardError, match=says) as caught:

@@ -42,7 +42,7 @@ def read_config(folder: Path) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, on one line.
+    r"""What an exception says, on one line.
 
     >>> first_line(ValueError("no such thing:\n  x"))
     'no such thing: x'
