@@ -1,11 +1,21 @@
 """What this library raises. Everything a user can cause derives from :class:`TPPOError`."""
 
-from collections.abc import Sequence
+import contextlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 
 class TPPOError(Exception):
     """Base class of all errors raised on purpose."""
+
+
+def _shown(found: Any) -> str:
+    """A value in a message; a whole number of thousands of digits, which Python does not print, by its size."""
+    try:
+        return repr(found)
+    except ValueError:
+        return f"a number of {found.bit_length()} bits" if isinstance(found, int) else f"a {type(found).__name__}"
 
 
 class ConfigError(TPPOError, ValueError):
@@ -20,7 +30,7 @@ use a longer window
 
     def __init__(self, field: str, found: Any, expected: str, remedy: str = "") -> None:
         self.field, self.found, self.expected, self.remedy = field, found, expected, remedy
-        super().__init__(f"{field} = {found!r}: expected {expected}" + (f"; {remedy}" if remedy else ""))
+        super().__init__(f"{field} = {_shown(found)}: expected {expected}" + (f"; {remedy}" if remedy else ""))
 
 
 class DataError(TPPOError, ValueError):
@@ -37,6 +47,35 @@ class CheckpointError(DataError):
 
 class OutputError(TPPOError, OSError):
     """Results that could not be written."""
+
+
+@contextlib.contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Inside, a ConfigError or DataError that speaks of a field by one of these names uses the other one.
+
+    Who reads a part of a configuration does not know where it is in the whole, and who knows that gives the path.
+
+    >>> with renamed({"data.path": "task.train.path"}):
+    ...     raise ConfigError("data.path", "x.csv", "a name that ends in .json")
+    Traceback (most recent call last):
+    ...
+    tppo.errors.ConfigError: task.train.path = 'x.csv': expected a name that ends in .json
+    """
+
+    def told(text: str) -> str:
+        for name, whole in names.items():
+            # A name that is also a word of English is one only where a value follows.
+            after = r"(?![\w-])" if re.search(r"[._]", name) else "(?= = )"
+            text = re.sub(rf"(?<![\w.'/-]){re.escape(name)}{after}", whole, text)
+        return text
+
+    try:
+        yield
+    except ConfigError as error:
+        field = names.get(error.field) or told(error.field)
+        raise ConfigError(field, error.found, told(error.expected), told(error.remedy)) from None
+    except DataError as error:
+        raise type(error)(told(str(error))) from None
 
 
 class EngineError(TPPOError, RuntimeError):
@@ -62,8 +101,18 @@ class NonFiniteError(TPPOError, ArithmeticError):
     policy loss has 1 non-finite value(s) at step 3, in responses [8]
     """
 
-    def __init__(self, tensor: str, responses: Sequence[int], count: int, *, step: int | None = None) -> None:
+    def __init__(
+        self,
+        tensor: str,
+        responses: Sequence[int],
+        count: int,
+        *,
+        step: int | None = None,
+        spared: str = "nothing was updated with it",
+    ) -> None:
+        """spared: what has not been done with the tensor."""
         self.tensor, self.responses, self.count, self.step = tensor, tuple(responses), count, step
+        self.spared = spared
         super().__init__(self._message())
 
     def at_step(self, step: int) -> Self:
@@ -77,6 +126,6 @@ class NonFiniteError(TPPOError, ArithmeticError):
         when = "" if self.step is None else f" at step {self.step},"
         where = f"in responses [{shown}]" if self.responses else "in no single response"
         return (
-            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; nothing was updated with it. "
+            f"{self.tensor} has {self.count} non-finite value(s){when} {where}; {self.spared}. "
             "Usual causes: a learning rate that is too high, a reward that is not finite, or a half-precision overflow"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -11,6 +12,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from tppo.errors import ConfigError
+
+# Upper limits that several fields share. Each is far beyond any run of today (32 billion parameters, 131,072 tokens of
+# context, 100,000 slots, a million steps), so what lies above is a slip of the hand, and small enough that arithmetic
+# on it neither overflows nor loses whole numbers. Whether a run fits its machine is another question: see
+# tppo/config/demand.py.
+TOKENS = 10_000_000
+"""Of one response, one window, one micro-batch."""
+RESPONSES = 1_000_000
+"""Of one step."""
+STEPS = 100_000_000
+PROBLEMS = 10_000_000
+WORKERS = 4096
+"""Processes of one program."""
+GPUS = 65_536
+SEED = 2**63 - 1
+SECONDS = 31_536_000
+"""A year: waiting longer overflows the clocks of threads."""
+BOUND = 1e9
+"""Of clips, clamps and caps: beyond it none can bind, and float32 still squares it."""
+WEIGHT = 1e6
+"""Of terms of a loss."""
+RATE = 100.0
+"""Of learning rates and weight decay."""
+HOT = 1000.0
+"""Of temperatures: sampling is uniform long before."""
+COLD = 1e-3
+"""Lowest temperature of sampling: logits divided by a smaller one overflow half precision."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +49,8 @@ class Range:
     'a number in [0, 1]'
     >>> Range(0, above=True).problem(0.0)
     'a number in (0, inf)'
+    >>> Range(1, 10_000_000, unit="tokens").problem(0)
+    'a number in [1, 10000000] [tokens]'
     """
 
     low: float = -math.inf
@@ -36,14 +66,32 @@ class Range:
             return None
         left = "(" if self.above or math.isinf(self.low) else "["
         right = ")" if self.below or math.isinf(self.high) else "]"
-        return f"a number in {left}{self.low:g}, {self.high:g}{right}" + (f" [{self.unit}]" if self.unit else "")
+        unit = f" [{self.unit}]" if self.unit else ""
+        return f"a number in {left}{_plain(self.low)}, {_plain(self.high)}{right}{unit}"
+
+    @property
+    def finite(self) -> bool:
+        """Whether there is a largest and a smallest value."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def _plain(limit: float) -> str:
+    """A limit as one would type it: whole numbers with all their digits."""
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def fields_of(config: Any) -> Iterator[tuple[str, Any, Any]]:
     """(name, type with its annotations, value) of each field of a dataclass instance."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    kind: Any = type(config)
+    hints = _hints(kind)
     for field in dataclasses.fields(config):
         yield field.name, hints[field.name], getattr(config, field.name)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the fields with their annotations; evaluating them takes longer than all checks together."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def check_ranges(config: Any, path: str = "") -> None:
@@ -78,7 +126,7 @@ def check_leaf(path: str, hint: Any, value: Any) -> None:
         whole = float not in parts
         if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
             raise ConfigError(path, value, "a whole number" if whole else "a number")
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):  # a whole number may be too large for the question
             raise ConfigError(path, value, "a finite number")
         for mark in parts:
             if isinstance(mark, Range) and (expected := mark.problem(value)):

@@ -24,7 +24,7 @@ from tppo.data.catalogue import DAPO_PROMPT, STRICT, aime_2024, amc23, gsm8k, ma
 from tppo.data.sources import Columns, DataSource
 from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.run import EvalSettings
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import PROBLEMS, RESPONSES, SECONDS, WORKERS, Range, check_ranges
 
 SOURCES: dict[str, Callable[[str | Path], DataSource]] = {
     "aime_2024": aime_2024,
@@ -51,7 +51,7 @@ class EvalCommand:
     """Column of the question, for source 'file'."""
     answer: str = "answer"
     """Column of the answer, for source 'file'."""
-    limit: Annotated[int, Range(1, unit="problems")] | None = None
+    limit: Annotated[int, Range(1, PROBLEMS, unit="problems")] | None = None
     """Only the first so many problems."""
     compare: Path | None = None
     """Folder of another finished evaluation of the same problems, to compare with."""
@@ -61,13 +61,18 @@ class EvalCommand:
     """Of weights and cache."""
     device: str = "auto"
     """Of the embedded engine: auto, cpu or a CUDA device."""
-    batch: Annotated[int, Range(1, unit="responses")] = 64
+    batch: Annotated[int, Range(1, RESPONSES, unit="responses")] = 64
     """Responses generated, graded and written together. More keep a GPU busy, fewer lose less when killed."""
-    workers: Annotated[int, Range(1, unit="processes")] = 1
+    workers: Annotated[int, Range(1, WORKERS, unit="processes")] = 1
     """Processes that judge answers."""
-    grader_seconds: Annotated[float, Range(0, above=True, unit="s")] = 30.0
+    grader_seconds: Annotated[float, Range(0, SECONDS, above=True, unit="s")] = 30.0
     """Limit of one verdict; a text that takes longer is wrong and is counted. Generous: it is wall time."""
     vllm: VllmOptions = field(default_factory=VllmOptions)
+    chat: bool = True
+    """Ask through the model's chat template; False is plain text, the question in its template alone."""
+    started: str = ""
+    """Date, in ISO 8601, for chat templates that write today's; empty is that of the run that trained the model, or of
+    this evaluation's start."""
     quiet: bool = False
     """No progress bar."""
 
@@ -87,16 +92,18 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
 
     Everything that can be wrong with the command is raised, as ConfigError or DataError, before weights are loaded.
     """
+    from tppo.data.chat import check_moment
     from tppo.data.problems import load_problems
     from tppo.environment import environment
     from tppo.evaluation import model, report
     from tppo.evaluation.figure import draw_report
     from tppo.evaluation.run import prompts_digest, sample_responses
-    from tppo.evaluation.store import EvalFolder, check_evaluation_folder
+    from tppo.evaluation.store import EvalFolder, check_evaluation_folder, moment_of
     from tppo.grading.mathematics import MathReward
     from tppo.grading.verdict import REASONS
 
     check_ranges(command)
+    check_moment("started", command.started)
     if command.vllm.dtype != "auto":
         raise ConfigError("vllm.dtype", command.vllm.dtype, "'auto' in an evaluation", "use --dtype, for both engines")
     other = None if command.compare is None else report.read_correct(command.compare)
@@ -106,7 +113,11 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
     if other is not None and set(other) != {problem.id for problem in loaded.problems}:
         raise ConfigError("compare", str(command.compare), f"an evaluation of the problems in {source.where}")
     folder = model_folder(command.model)
-    asked = model.Asked(folder, loaded.problems, source.template, max_new_tokens=command.settings.max_new_tokens)
+    cap = command.settings.max_new_tokens
+    started = command.started or moment_of(command.out)
+    asked = model.Asked(
+        folder, loaded.problems, source.template, max_new_tokens=cap, plain=not command.chat, moment=started
+    )
     manifest = {
         "settings": dataclasses.asdict(command.settings),
         "engine": {
@@ -122,6 +133,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
             "prompts_sha256": prompts_digest(asked.prompts),
         },
         "stop_ids": sorted(asked.stop_ids),
+        "started": asked.moment,
         "versions": model.package_versions(command.engine),
     }
     check_evaluation_folder(command.out, manifest)
@@ -148,6 +160,7 @@ def evaluate(command: EvalCommand) -> dict[str, Any]:
                 seed=command.settings.seed,
                 rows=command.batch,
                 options=command.vllm,
+                longest=asked.longest + cap,
             ),
             stop_ids=asked.stop_ids,
             decode=asked.decode,

@@ -9,7 +9,7 @@ engine and settings are used; only ``policy/`` of the run folder is loaded.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tppo.evaluation.scores import Score, avg_at
 from tppo.figures import BLUE, GREY, ORANGE, new_figure, save_figure
 from tppo.files import write_json, write_whole, writing_to
 from tppo.runs.build import build_trainer
-from tppo.runs.folder import read_metrics
+from tppo.runs.folder import read_metrics, read_summary
 
 Outcomes = dict[str, tuple[bool, ...]]
 
@@ -35,7 +35,7 @@ def measure(run: Path, problems: int, samples: int, engine: str | None) -> dict[
     if engine is not None:
         config = config.with_values(engine=engine)
     validate(config)
-    if not (run / "policy").is_dir():
+    if not os.path.isdir(run / "policy"):
         raise ConfigError("run", str(run), "a run with a policy/ folder", "it ended before one was written")
     trainer = build_trainer(config)
     kinds = {
@@ -91,7 +91,7 @@ def _numbers(score: Score) -> dict[str, Any]:
 def draw(run: Path, numbers: dict[str, Any], path: Path) -> None:
     """Left: the run. Right: before and after on the same problems, 95% intervals for new problems."""
     rows = read_metrics(run / "metrics.jsonl")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(run)
     figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1))
     trained = [(r["step"] + 1, r["solve_rate"]) for r in rows if r.get("solve_rate") is not None]

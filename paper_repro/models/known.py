@@ -11,25 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from paper_repro.models.cache import cached_folder
-from paper_repro.models.shapes import POSITIONS, qwen2_config, sizes_of
+from paper_repro.models.shapes import qwen2_config, sizes_of
 from paper_repro.models.shrunken import PREFIX, shrunken_folder
-from tppo.errors import ConfigError
+from tppo.errors import ConfigError, renamed
+from tppo.models.contents import check_folder
+from tppo.models.folder import first_line, read_config
 
 SMOLLM2 = "smollm2-135m"
 
 
-def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
+def model_folder(name: str, *, cache_dir: str | Path | None = None, field: str = "model") -> Path:
     """The folder of a model. Raises ConfigError, before any weight is loaded, when there is none.
 
     name: ``smollm2-135m``, a local folder, a name on the hub such as ``Qwen/Qwen2.5-0.5B`` (downloaded by
     huggingface_hub, safetensors only), or ``shrunken:Qwen2.5-32B``, a small random model of that architecture.
+    field: what the errors call it.
     """
+    with renamed({"model": field, "shape": field}):
+        return _folder(name, cache_dir)
+
+
+def _folder(name: str, cache_dir: str | Path | None) -> Path:
     if name == SMOLLM2:
         return smollm2_folder(cache_dir=cache_dir)
     if name.startswith(PREFIX):
         return shrunken_folder(name.removeprefix(PREFIX), cache_dir=cache_dir)
-    if name and Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if (folder := local_folder(name)) is not None:
+        return folder
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ConfigError("model", name, f"{SMOLLM2!r}, an existing folder, or a hub name 'owner/name'")
     from huggingface_hub import snapshot_download
@@ -39,8 +47,21 @@ def model_folder(name: str, *, cache_dir: str | Path | None = None) -> Path:
         wanted = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError("model", name, "a folder, or a model that the hub gives", said) from None
+        raise ConfigError("model", name, "a folder, or a model that the hub gives", first_line(error)) from None
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder that a name leads to, None where there is nothing by this name. Raises ConfigError for what is there
+    and is no folder, such as a file or a link to nothing, and for a name that no folder can have.
+    """
+    try:
+        folder = Path(name).expanduser()
+        if not name or not (folder.exists() or folder.is_symlink()):
+            return None
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or of a user who does not exist
+        raise ConfigError("model", name[:200], "the name of a folder", first_line(error)) from None
+    check_folder(folder)
+    return folder
 
 
 def model_shape(name: str) -> Any:
@@ -49,26 +70,23 @@ def model_shape(name: str) -> Any:
     name: a local folder, ``smollm2-135m``, or a name on the hub whose last part is known here, such as
     ``Qwen/Qwen2.5-32B``. Raises ConfigError for another one.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import LlamaConfig
 
-    if name and (folder := Path(name).expanduser()).is_dir():
-        try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise ConfigError("task.model", name, "a folder with a config.json that transformers knows", said) from None
-    if name == SMOLLM2:
+    folder = None if name == SMOLLM2 else local_folder(name)
+    if folder is not None:
+        return read_config(folder)
+    if name.rpartition("/")[2].lower().removesuffix("-instruct") == SMOLLM2:
         return LlamaConfig(
             **sizes_of("SmolLM2-135M"),
             max_position_embeddings=8192,
             rms_norm_eps=1e-5,
             rope_parameters={"rope_type": "default", "rope_theta": 1e5},
         )
-    short = name.rpartition("/")[2]
-    if short not in POSITIONS:
-        known = ", ".join([SMOLLM2, *POSITIONS])
-        raise ConfigError("task.model", name, f"a local folder, or one of {known}", "download it, then name its folder")
-    return qwen2_config(short)
+    try:
+        return qwen2_config(name)
+    except ConfigError as error:
+        known = f"a local folder, or {SMOLLM2}, or {error.expected}"
+        raise ConfigError("task.model", name, known, f"{error.remedy}; or download it and name its folder") from None
 
 
 def smollm2_folder(*, cache_dir: str | Path | None = None) -> Path:

@@ -25,7 +25,7 @@ from paper_repro.models.cache import cached_folder
 from sim.language import EOS_ID, PAD_ID, VOCAB_SIZE, Language, demonstrate, encode
 from tppo.errors import ConfigError
 from tppo.files import sha256_of_json
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import PROBLEMS, RATE, SEED, TOKENS, Range, check_ranges
 
 if TYPE_CHECKING:
     import torch
@@ -44,27 +44,27 @@ class BaseModelConfig:
     """Problems whose worked solutions are imitated."""
     error_rate: Annotated[float, Range(0, 1)] = 0.25
     """Probability that a step of a demonstration is wrong."""
-    examples: Annotated[int, Range(1)] = 40_000
+    examples: Annotated[int, Range(1, PROBLEMS)] = 40_000
     """Demonstrations, each seen once."""
-    layers: Annotated[int, Range(1)] = 3
+    layers: Annotated[int, Range(1, 1000)] = 3
     """Transformer layers."""
-    width: Annotated[int, Range(1)] = 128
+    width: Annotated[int, Range(1, 100_000)] = 128
     """Hidden width. With four heads each is 32 wide, the narrowest that vLLM has CPU kernels for."""
-    heads: Annotated[int, Range(1)] = 4
+    heads: Annotated[int, Range(1, 10_000)] = 4
     """Attention heads."""
-    mlp_width: Annotated[int, Range(1)] = 256
+    mlp_width: Annotated[int, Range(1, 100_000)] = 256
     """Width inside the feed-forward layers."""
-    max_positions: Annotated[int, Range(1, unit="tokens")] = 512
+    max_positions: Annotated[int, Range(1, TOKENS, unit="tokens")] = 512
     """Longest prompt and response together."""
-    initial_std: Annotated[float, Range(0, above=True)] = 0.08
+    initial_std: Annotated[float, Range(0, 100, above=True)] = 0.08
     """Standard deviation of the initial weights; at this width the usual 0.02 learns several times more slowly."""
-    tokens_per_batch: Annotated[int, Range(1, unit="tokens")] = 1024
+    tokens_per_batch: Annotated[int, Range(1, TOKENS, unit="tokens")] = 1024
     """Padded tokens of one optimiser step, at most, unless one example is longer."""
-    learning_rate: Annotated[float, Range(0, above=True)] = 2.5e-3
+    learning_rate: Annotated[float, Range(0, RATE, above=True)] = 2.5e-3
     """Peak learning rate of the warm start."""
-    weight_decay: Annotated[float, Range(0)] = 0.01
+    weight_decay: Annotated[float, Range(0, RATE)] = 0.01
     """Decoupled weight decay, on matrices only."""
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, SEED)] = 0
     """Of initial weights, errors and order."""
 
     def __post_init__(self) -> None:

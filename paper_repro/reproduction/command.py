@@ -16,16 +16,19 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from paper_repro.reproduction import data as reproduce_data
 from paper_repro.reproduction.pairs import EVALUATION_SEED, SIZES, RunPair, pair, parse_changes
 from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
 from paper_repro.reproduction.report import evaluate_policy, write_report
 from paper_repro.tasks.pretrained import MathDataTask
+from tppo.config.idle import unused
 from tppo.config.run import RunConfig
 from tppo.config.stored import as_dict
+from tppo.environment import warn
 from tppo.errors import ConfigError, DataError, TPPOError
+from tppo.ranges import Range, check_leaf
 from tppo.ranks.ranks import Ranks, current, end
 from tppo.runs.checkpoint.store import newest
 from tppo.runs.run import run
@@ -197,12 +200,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(argv)
     try:
-        if args.seeds < 1:
-            raise ConfigError("seeds", args.seeds, "a number in [1, inf) [runs]")
-        if args.target is not None and not 0 < args.target <= 1:
-            raise ConfigError("target", args.target, "a number in (0, 1]", "it is a share of problems solved")
+        check_leaf("seeds", Annotated[int, Range(1, 10_000, unit="runs")], args.seeds)
+        check_leaf("target", Annotated[float, Range(0, 1, above=True, unit="share solved")] | None, args.target)
         parts, ranks = _parts(args.stages), current()
-        chosen = pair(args.size, parse_changes(args.changes), dry_run=args.dry_run)
+        changes = parse_changes(args.changes)
+        chosen = pair(args.size, changes, dry_run=args.dry_run)
+        for line in unused(chosen.tppo, (name for name in changes if name.partition(".")[0] not in PARTS)):
+            warn(line)
         if args.data is not None and not chosen.reads_files:
             raise ConfigError("data", str(args.data), f"no --data for size {args.size!r}", "its problems are made")
         what = Reproduction(

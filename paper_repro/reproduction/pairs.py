@@ -97,6 +97,8 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise ConfigError("set", text, "FIELD=VALUE", "for example rollout.slots=64")
+        if name in changes:
+            raise ConfigError("set", text, "one value", f"{name} is set to {changes[name]!r} already")
         try:
             changes[name] = json.loads(value)
         except ValueError:

@@ -14,17 +14,26 @@ all, so that no rank waits for one that has stopped.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from tppo.errors import ConfigError, DataError
 from tppo.files import read_object, sha256_of_json, write_json, writing_to
 from tppo.ranks.ranks import Ranks
+from tppo.shapes import misfit
 
 T = TypeVar("T")
 INPUTS, DONE = "inputs.json", "done.json"
+
+
+class _Done(TypedDict):
+    """done.json."""
+
+    digest: str
+    result: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,12 +66,18 @@ def run_stage(stage: Stage, out: Path, ranks: Ranks) -> bool:
 
 def digest_of_stage(out: Path, name: str) -> str:
     """The digest of a stage that is done. Raises ConfigError when it is not: another must come first."""
-    return str(_done(out / name, needed=True)["digest"])
+    digest: str = _done(out / name, needed=True)["digest"]
+    return digest
 
 
-def result_of_stage(out: Path, name: str) -> dict[str, Any]:
-    """What a stage that is done has kept. Raises ConfigError when it is not done."""
-    return dict(_done(out / name, needed=True)["result"])
+def result_of_stage(out: Path, name: str, shape: Any = Any) -> dict[str, Any]:
+    """What a stage that is done has kept. Raises ConfigError when it is not done, DataError when it has another shape
+    than it must have.
+    """
+    result = dict(_done(out / name, needed=True)["result"])
+    if wrong := misfit(shape, result, "result"):
+        raise DataError(f"{out / name / DONE}: {wrong}; remove {out / name} to do the stage again")
+    return result
 
 
 def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
@@ -80,10 +95,10 @@ def on_main(ranks: Ranks, action: Callable[[], T]) -> T:
 def _begin(folder: Path, inputs: Mapping[str, Any], cheap: bool) -> bool:
     """Whether the stage is done already; if it was never begun, it begins now."""
     known = folder / INPUTS
-    if cheap and known.exists() and _differences(_read(known), json.loads(json.dumps(inputs))):
+    if cheap and os.path.lexists(known) and _differences(_read(known), json.loads(json.dumps(inputs))):
         (folder / DONE).unlink(missing_ok=True)
         known.unlink()
-    if known.exists():
+    if os.path.lexists(known):
         if changed := _differences(_read(known), json.loads(json.dumps(inputs))):
             shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
             raise ConfigError(
@@ -107,7 +122,9 @@ def _done(folder: Path, *, needed: bool) -> dict[str, Any]:
     if needed and not path.exists():
         raise ConfigError("stages", folder.name, "a stage that is done", "run it first; the stages before it too")
     done = _read(path)
-    if done.get("digest") != sha256_of_json(_read(folder / INPUTS)):
+    if wrong := misfit(_Done, done):
+        raise DataError(f"{path}: {wrong}; remove {folder} to do the stage again")
+    if done["digest"] != sha256_of_json(_read(folder / INPUTS)):
         raise DataError(
             f"{path} does not belong to {folder / INPUTS}: were they edited? Remove {folder} to do it again"
         )

@@ -6,17 +6,31 @@ import csv
 import dataclasses
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
 from tppo.errors import ConfigError, DataError
 from tppo.evaluation.scores import wilson
 from tppo.files import read_object
-from tppo.runs.folder import read_metrics
+from tppo.ranges import Range
+from tppo.runs.folder import read_metrics, read_summary
+from tppo.shapes import misfit
+
+_Leaves = TypedDict(
+    "_Leaves",
+    {
+        "recipe": str,
+        "seed": int,
+        "algorithm.class": str,
+        "rollout.slots": Annotated[int, Range(1)],
+        "evaluation.problems": Annotated[int, Range(1)],
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -85,22 +99,21 @@ def read_run(folder: Path) -> RunRecord:
 
     Raises ConfigError for what is not a run folder, DataError for one without a step or without an evaluation.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigError("run", str(folder), "the folder of a run", "give folders that 'tppo train' wrote")
     for name in ("config.json", "metrics.jsonl"):
         if not (folder / name).is_file():
             raise ConfigError("run", str(folder), f"a run folder, with {name}", "give folders that 'tppo train' wrote")
     leaves = dict(_leaves(read_object(folder / "config.json").get("config")))
-    wanted = ("recipe", "seed", "algorithm.class", "rollout.slots", "evaluation.problems")
-    if missing := [name for name in wanted if name not in leaves]:
-        raise DataError(f"{folder / 'config.json'}: expected the configuration of a run, with {missing[0]}")
+    if wrong := misfit(_Leaves, leaves):
+        raise DataError(f"{folder / 'config.json'}: expected the configuration of a run: {wrong}")
     rows = read_metrics(folder / "metrics.jsonl")
     if not rows:
         raise DataError(f"{folder / 'metrics.jsonl'} has no step: expected at least one line; let the run do a step")
-    lacking = {"step", "train_seconds", "tokens_generated"} - set(rows[-1])
-    if lacking:
-        raise DataError(f"{folder / 'metrics.jsonl'}, line {len(rows)}: expected a number {min(lacking)!r} in it")
-    summary = read_object(folder / "summary.json") if (folder / "summary.json").is_file() else {}
+    for number, row in enumerate(rows, 1):
+        if lacking := {"train_seconds", "tokens_generated"} - set(row):
+            raise DataError(f"{folder / 'metrics.jsonl'}, line {number}: expected a number {min(lacking)!r} in it")
+    summary = read_summary(folder) if os.path.lexists(folder / "summary.json") else {}
     points = _points(rows, summary, int(leaves["evaluation.problems"]))
     if not points:
         remedy = "set evaluation.every, or let the run end: an evaluation follows the last step"

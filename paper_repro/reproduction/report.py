@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -21,6 +21,45 @@ from tppo.runs.build import build_trainer
 from tppo.runs.checkpoint.contents import load_network
 
 SOLVED = "solved"
+
+
+class ScoreRecord(TypedDict):
+    """A score of a policy; an interval is null where it cannot be known."""
+
+    value: float
+    same_problems: list[float] | None
+    new_problems: list[float] | None
+
+
+class Evaluated(TypedDict):
+    """What the stage of an evaluation keeps."""
+
+    problems: int
+    samples: int
+    scores: dict[str, ScoreRecord]
+    mean_length: float
+    truncated: float
+    solved: dict[str, list[bool]]
+
+
+class Stopped(TypedDict):
+    """How value pretraining ended."""
+
+    ended: str
+    explained_variance_finished: float | None
+
+
+class PretrainingSummary(TypedDict):
+    """Of the run."""
+
+    steps: int
+    stop: Stopped
+
+
+class Pretrained(TypedDict):
+    """What the stage of value pretraining keeps."""
+
+    summary: PretrainingSummary
 
 
 def evaluate_policy(config: RunConfig, checkpoint: Path | None) -> dict[str, Any]:
@@ -56,12 +95,12 @@ def write_report(out: Path, trained: Sequence[str], folder: Path, *, target: flo
     beside it. Returns the differences of the policies.
     """
     table = write_all(read_runs([out / name / "run" for name in trained]), folder, target=target)
-    results = {name: result_of_stage(out, f"evaluate-{name}") for name in ["base", *trained]}
+    results = {name: result_of_stage(out, f"evaluate-{name}", Evaluated) for name in ["base", *trained]}
     solved = {name: result[SOLVED] for name, result in results.items()}
     pairs = [(name, "base") for name in trained]
     pairs += [(f"tppo-{name.partition('-')[2]}", name) for name in trained if name.startswith("ppo-")]
     compared = {f"{a} - {b}": compare(solved[a], solved[b]) for a, b in pairs}
-    summary = result_of_stage(out, "value")["summary"]
+    summary = result_of_stage(out, "value", Pretrained)["summary"]
     value = summary["stop"]
     explained = value["explained_variance_finished"]
     lines = [

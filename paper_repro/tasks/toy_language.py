@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from paper_repro.models.toy_base import BaseModelConfig, base_model, qwen2_config
 from sim import language
@@ -22,6 +23,8 @@ LONGEST_PROMPT = 1 + len(LETTERS) + 3 + 3
 @dataclass(frozen=True)
 class ToyLanguageTask(TaskConfig):
     """Problems of the toy language and the base model that starts on them."""
+
+    model_fields: ClassVar[tuple[str, ...]] = ("task.base.layers", "task.base.width", "task.base.mlp_width")
 
     base: BaseModelConfig = field(default_factory=BaseModelConfig)
     """How the base model is made. It is made once and cached; training seeds do not change it."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from tppo.data.problems import Problem
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import SEED, Range, check_ranges
 
 Split = Literal["train", "held_out"]
 NAMES = ("Ada", "Ben", "Eva", "Leo", "Mia", "Noah", "Rosa", "Tom")
@@ -36,9 +36,9 @@ _SPLIT, _DRAW = 0, 1
 class WordProblems:
     """What problems there are."""
 
-    largest: Annotated[int, Range(3)] = 20
+    largest: Annotated[int, Range(3, 1_000_000_000)] = 20
     """Largest number in a problem; the smallest is 2."""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Range(0, SEED)] = 0
     """Decides which pairs of numbers are held out."""
 
     def __post_init__(self) -> None:

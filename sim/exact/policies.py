@@ -1,10 +1,8 @@
 """Policies of chosen quality on a `TokenMDP`, made from its exact optimum."""
 
-from collections import deque
-
 import numpy as np
 
-from sim.exact.values import iter_optimum
+from sim.exact.values import at_start, iter_optimum
 from sim.mdp.table import Floats, TokenMDP
 
 
@@ -40,7 +38,8 @@ def noisy_policy(
                 "expected 0..1, and tokens that stop beside tokens that do not; leave it out."
             )
         background_A = np.where(stops, stop_prob / stops.sum(), (1.0 - stop_prob) / (~stops).sum())
-    at_start = deque(iter_optimum(mdp, discount), maxlen=1)[0]
-    greedy_S = at_start.Q_SA.argmax(axis=-1)
+    greedy_S = at_start(iter_optimum(mdp, discount)).Q_SA.argmax(axis=-1)
+    best_SA = np.zeros((mdp.num_states, mdp.num_tokens))
+    best_SA[np.arange(mdp.num_states), greedy_S] = 1.0
     skill_S1 = np.broadcast_to(skill_S, mdp.num_states)[:, None]
-    return skill_S1 * np.eye(mdp.num_tokens)[greedy_S] + (1.0 - skill_S1) * background_A
+    return skill_S1 * best_SA + (1.0 - skill_S1) * background_A

@@ -140,6 +140,24 @@ def iter_optimum(mdp: TokenMDP, gamma: float = 1.0) -> Iterator[Backup]:
         yield Backup(t, V_S, Q_SA)
 
 
+def at_start(backups: Iterator[Backup]) -> Backup:
+    """The backup of the first token, of `iter_optimum`, or of `iter_evaluate` with one policy for all times.
+
+    A pass whose values did not change will never change them again, so a long horizon costs no more than the table
+    needs. The field t is that of the pass where it ended.
+
+    >>> from sim.mdp.families import combination_lock
+    >>> at_start(iter_optimum(combination_lock(length=2, horizon=10**9), 0.9)).V_S.round(4).tolist()
+    [0.81, 0.9, 1.0]
+    """
+    last = next(backups)
+    for backup in backups:
+        if np.array_equal(backup.V_S, last.V_S):
+            return backup
+        last = backup
+    return last
+
+
 def occupancy(mdp: TokenMDP, policy: Floats) -> Floats:
     """[H, S] undiscounted probability that the response is alive and in state s when token t is sampled."""
     return _forward(mdp, check_policy(mdp, policy))[0]

@@ -14,6 +14,8 @@ from sim.language.tokenizer import LETTERS
 #: Every step is named by a letter of its own, so there are no more steps than letters.
 MAX_STEPS = len(LETTERS)
 MIN_STEPS = 2
+#: Of a law's numbers: far beyond it, 1 + 1 / scale is 1 in float64 and the law is lost.
+LARGEST = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,10 @@ class Difficulty:
     def __post_init__(self) -> None:
         for name in ("scale", "tail"):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"Difficulty.{name} is {value!r}, expected a finite number above 0: pass e.g. 2.0")
+            if not 0 < value <= LARGEST:
+                raise ValueError(
+                    f"Difficulty.{name} is {value!r}, expected a number in (0, {LARGEST:g}]: pass e.g. 2.0"
+                )
         if not MIN_STEPS <= self.maximum <= MAX_STEPS:
             raise ValueError(
                 f"Difficulty.maximum is {self.maximum!r}, expected {MIN_STEPS} to {MAX_STEPS} steps "

@@ -132,6 +132,10 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda p: replace(p, terms=(replace(p.terms[0], constant_length=9),)),
         "aggregation 'constant' for a term with a constant_length",
     ),
+    "a constant longer than any response": (
+        lambda p: replace(p, terms=(replace(p.terms[0], aggregation="constant", constant_length=10**30),)),
+        f"a constant_length in [1, 10000000] [tokens]; the term 'policy_loss' has {10**30}",
+    ),
     "a live column of nobody": (
         lambda p: replace(p, live=frozenset({"reference"})),
         "an auxiliary that gives the live column 'reference'",

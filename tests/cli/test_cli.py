@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,102 @@ def test_an_unknown_field_begins_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
     assert main(["plan", "toy-language", "--gpus", "1", "--gpu", "h100", "--algorithm.windw", "8"]) == 2
     assert capsys.readouterr().err.count("algorithm.windw = '8'") == 2
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"tppo {project['version']}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (
+            ["show", "token-mdp", "--seed", "1", "--seed", "2"],
+            "seed = '--seed 1 --seed 2': expected one value; give",
+        ),
+        (["show", "token-mdp", "--seed=1", "--seed=1"], "seed = '--seed 1 --seed 1'"),
+        (["show", "token-mdp", "--seed", "1", "--", "--seed", "2"], "give --seed once"),
+        (["show", "token-mdp", "--policy.warmup-updates", "2", "--policy.warmup_updates", "2"], "warmup_updates once"),
+        (["show", "toy-language", "--compute.packed", "--compute.no-packed"], "--compute.packed --compute.no-packed"),
+        (
+            ["train", "token-mdp", "--algorithm", "ppo", "--algorithm", "tppo"],
+            "algorithm = '--algorithm ppo --a",
+        ),
+        (["train", "token-mdp", "--quiet", "--quiet"], "quiet = '--quiet --quiet'"),
+        (["study", "bias", "--jobs", "1", "--jobs", "2"], "jobs = '--jobs 1 --jobs 2'"),
+        (["plan", "toy-language", "--gpus", "1", "--gpus", "2", "--gpu", "h100"], "give --gpus once"),
+        (["show", "token-mdp", "--see", "1"], "--seed may be meant: a flag is given by its whole name"),
+        (["show", "token-mdp", "--polic.lr", "1"], "--policy.lr may be meant"),
+        (["show", "token-mdp", "--algorithm.crit.min", "1"], "--algorithm.critic.mini-batch may be meant"),
+        (["train", "token-mdp", "--qui"], "--quiet may be meant"),
+        (["train", "token-mdp", "--res", "auto"], "--resume may be meant"),
+        (["plan", "toy-language", "--gpus", "1", "--gpu", "h100", "--gpu-mem", "3"], "--gpu-memory may be meant"),
+        (["study", "bias", "--ful"], "options = '--ful': expected no more than 'tppo study --help' lists; --full may"),
+        (["study", "bias", "extra"], "options = 'extra'"),
+        (["recipes", "--all"], "options = '--all'"),
+    ],
+)
+def test_a_flag_is_given_once_and_by_its_whole_name(
+    args: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert said.out == ""
+
+
+def test_what_has_no_effect_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "toy-language", "--vllm.max-rows", "8", "--vllm.no-sleep", "--evaluation.every", "2"]) == 0
+    said = capsys.readouterr()
+    assert said.err.strip() == "tppo: warning: vllm.max_rows = 8 has no effect: the engine is 'torch'"
+    assert json.loads(said.out)["vllm"]["max_rows"] == 8
+    out = tmp_path / "run"
+    assert main(["train", "token-mdp", "--out", str(out), "--quiet", *FAST, "--policy.mini-batch", "17"]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "effect" in line] == [
+        "tppo: warning: policy.mini_batch = 17 has no effect: a step has 16 responses at most (rollout.slots), all in "
+        "one mini-batch"
+    ]
+    assert main(["eval", str(out), "--policy.lr", "3", "--evaluation.problems", "4"]) == 0
+    said = capsys.readouterr()
+    assert said.err.count("has no effect") == 1
+    assert "policy.lr = 3.0 has no effect: an evaluation trains nothing" in said.err
+    assert main(["show", "token-mdp"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["study", "bias", "--seeds", "100000000"], "seeds = 100000000: expected a number in [1, 10000]"),
+        (["study", "bias", "--jobs", "1000000"], "jobs = 1000000: expected a number in [1, 4096] [processes]"),
+        (["study", "bias", "--seed", "9" * 30], "seed = 999"),
+        (["replay", "x", "--checkpoint", "y", "--steps", "9" * 30], "steps = 999"),
+        (["plan", "toy-language", "--gpus", "9" * 30, "--gpu", "h100"], "gpus = 999"),
+        (["plan", "toy-language", "--gpus", "2", "--gpu", "h100", "--gpu-memory", "1e308"], "gpu-memory = 1e+308"),
+        (["plan", "toy-language", "--gpus", "2", "--gpu", "h100", "--median", "nan"], "median = nan"),
+        (["show", "token-mdp", "--algorithm.ignore-last", "1" + "0" * 30], "algorithm.ignore_last = 1000"),
+        (
+            ["train", "token-mdp", "--quiet", "--evaluation.problems", "10000000"],
+            "evaluation.problems = 1000000",
+        ),
+        (
+            ["train", "token-mdp", "--quiet", "--task.size", "64"],
+            "max_response_tokens = 64: expected at least 65",
+        ),
+    ],
+)
+def test_numbers_of_the_command_line_have_limits(
+    args: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tppo.runs.build.machine_memory", lambda: 16 * 2**30)
+    args += ["--out", str(tmp_path / "run")] if args[0] == "train" else []
+    assert main(args) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("args", [["--seed", "three"], ["--algorithm.window"], ["--algorithm.window", "--seed", "1"]])

@@ -90,7 +90,7 @@ def _flatten(hint: Any) -> list[Any]:
         ({"algorithm__critic": None}, "algorithm.critic", "the fields of WindowedCriticOptions"),
         ({"algorithm__warmup_steps": 6}, "algorithm.warmup_steps", "never train"),
         ({"evaluation__stop_at": 0.9}, "evaluation.every", "above 0"),
-        ({"task__num_tokens": 2}, "task", "num_tokens"),
+        ({"task__num_tokens": 2}, "task.num_tokens", "at least 4"),
         ({"task__family": "maze"}, "task.family", "one of"),
         ({"engine": "abacus"}, "engine", "one of 'torch', 'vllm'"),
         ({"tensorboard": "yes"}, "tensorboard", "True or False"),

@@ -104,6 +104,70 @@ def test_conflicting_answers_drop_all_rows_of_the_question(tmp_path: Path) -> No
     assert report.findings["duplicate"].lines == (4,)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1", "1.0"),
+        ("0.5", "\\frac12"),
+        ("1200", "1,200"),
+        ("2^{10}", "1024"),
+        ("3", "$3$"),
+        ("3", "003"),
+        ("Yes", "yes"),
+    ],
+)
+def test_equal_answers_are_no_conflict(one: str, other: str, tmp_path: Path) -> None:
+    """The first spelling stays."""
+    rows = [json.dumps({"question": "Which?", "answer": answer}).encode() for answer in (one, other, one)]
+    report = load(tmp_path, rows)
+    assert [(p.line, p.answer) for p in report.problems] == [(1, one)]
+    assert report.findings["duplicate"].lines == (2, 3)
+    assert "conflict" not in report.findings
+
+
+@pytest.mark.parametrize("other", ["2", "1.01", "-1", "1/3", "x", "(1, 1)"])
+def test_different_answers_are_a_conflict(other: str, tmp_path: Path) -> None:
+    rows = [json.dumps({"question": "Which?", "answer": answer}).encode() for answer in ("1", other)]
+    with pytest.raises(DataError, match="conflict: 2"):
+        load(tmp_path, rows, bad_rows=STOP)
+
+
+NEVER_RIGHT = [
+    "Infinity", "-Infinity", "NaN", "1e400", "-1e999", '"Infinity"', '"inf"', '"nan"', '"-inf"', '"1e400"',
+    '"9^{9^{9^9}}"', '"$9^{9^{9^{9}}}$"', '"\\\\frac{1}{9^{9^9}}"', '"(((9!)!)!)!"', '"5 + 7^{8^{9^9}}"',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", NEVER_RIGHT)
+def test_a_truth_that_no_answer_can_be_compared_with(cell: str, tmp_path: Path) -> None:
+    row = b'{"question": "Two?", "answer": %s}' % cell.encode()
+    report = load(tmp_path, [GOOD, row])
+    assert report.findings["answer"].lines == (2,)
+    with pytest.raises(DataError, match=r"answer: 1 \(line 2\)"):
+        load(tmp_path, [GOOD, row], bad_rows=STOP)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1e30",
+        "2^{1000}",
+        "2^{2^{3}}",
+        "9" * 400,
+        "\\infty",
+        "(-\\infty, 3]",
+        "x^{2^n}",
+        "10!",
+        "3!!",
+        "nano",
+        "info",
+        "x^2",
+    ],
+)
+def test_large_and_odd_truths_that_can(answer: str, tmp_path: Path) -> None:
+    assert load(tmp_path, [json.dumps({"question": "Two?", "answer": answer}).encode()]).problems[0].answer == answer
+
+
 def test_repeated_ids(tmp_path: Path) -> None:
     lines = [b'{"question": "%d?", "answer": 1, "id": %d}' % pair for pair in [(1, 7), (2, 8), (3, 7)]]
     report = load(tmp_path, lines, columns=Columns(id="id"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tppo.data import readers
+from tppo.data import problems, readers
 from tppo.data.catalogue import dapo_math_17k
 from tppo.data.problems import load_problems
 from tppo.data.sources import BadRows, Columns, DataSource
@@ -83,11 +85,11 @@ def test_jsonl_is_read_a_line_at_a_time(tmp_path: Path, monkeypatch: pytest.Monk
     path = write_jsonl(tmp_path / "sums.jsonl", ROWS)
     parsed = []
 
-    def loads(text: str) -> dict[str, Any]:
+    def parse(text: bytes) -> dict[str, Any]:
         parsed.append(text)
         return {}
 
-    monkeypatch.setattr(readers.json, "loads", loads)
+    monkeypatch.setattr(readers, "parse_json", parse)
     rows = readers.read_rows(source(path))
     assert next(rows)[0] == 1
     assert len(parsed) == 1
@@ -177,6 +179,72 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     for name in ("nul\0.jsonl", "x" * 5000 + ".jsonl"):
         with pytest.raises(ConfigError, match="expected an existing file"):
             load_problems(source(Path(name)))
+
+
+def test_a_home_that_nobody_has() -> None:
+    with pytest.raises(ConfigError, match=r"data.path = '~nobody-of-this-name/a.jsonl': expected an existing file"):
+        load_problems(source(Path("~nobody-of-this-name/a.jsonl")))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_the_system_does_not_give(
+    suffix: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No permission, a broken disk, a network that went away: at the opening or between two rows."""
+    path = tmp_path / f"sums{suffix}"
+    (write_parquet if suffix == ".parquet" else write_jsonl)(path, ROWS)
+    if suffix == ".json":
+        path.write_text(json.dumps(ROWS))
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(code, os.strerror(code), str(path))
+
+    for name in ("open", "read_bytes"):
+        monkeypatch.setattr(Path, name, refuse)
+    if suffix == ".parquet":
+        monkeypatch.setattr("pyarrow.parquet.ParquetFile.iter_batches", refuse)
+    with pytest.raises(DataError, match=rf"sums{suffix}: .*{os.strerror(code)}.*; expected a") as caught:
+        load_problems(source(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["pipe.jsonl", "pipe.json", "pipe.parquet"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match="expected a regular file"):
+        load_problems(source(tmp_path / name))
+
+
+def test_a_line_without_an_end_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_LINE", 200)
+    path = write_jsonl(tmp_path / "sums.jsonl", [ROWS[0], {"question": "x" * 2000, "answer": "1"}, ROWS[1]])
+    with pytest.raises(DataError, match=r"unreadable: 1 \(line 2\): a line of more than 200 bytes"):
+        load_problems(source(path))
+    report = load_problems(source(path, bad_rows=BadRows(unreadable="drop")))
+    assert [p.line for p in report.problems] == [1, 3]
+
+
+def test_a_cell_and_a_document_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sums.json"
+    path.write_text(json.dumps([ROWS[0], {"question": "x" * (problems.MAX_CELL + 1), "answer": "1"}]))
+    with pytest.raises(DataError, match=r"column 'question' holds 1048577 characters: expected at most 1048576"):
+        load_problems(source(path))
+    monkeypatch.setattr(readers, "MAX_DOCUMENT", 99)
+    with pytest.raises(DataError, match=r"expected at most 99 in one JSON document; use \.jsonl"):
+        load_problems(source(path))
+
+
+def test_a_parquet_file_that_would_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of one letter in a thousand bytes."""
+    path = write_parquet(tmp_path / "sums.parquet", [{"question": "x" * 10**6, "answer": "1", "other": "y" * 10**7}])
+    assert path.stat().st_size < 10**6
+    with pytest.raises(ConfigError):
+        load_problems(source(path, columns=Columns(answer="nonesuch")))
+    assert load_problems(source(path)).rows == 1  # a column that is not read may be of any size
+    monkeypatch.setattr(readers, "MAX_CHUNK", 10**5)
+    with pytest.raises(DataError, match=r"column 'question' has \d+ bytes in one row group; expected at most 100000"):
+        load_problems(source(path))
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl", b""), ("b.jsonl", b"\n \n"), ("c.json", b"[]")])
@@ -297,7 +365,7 @@ def test_hub_data_set_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> Non
         ({"path": None}, "either path or hub"),
         ({"hub": "a/b"}, "either path or hub"),
         ({"path": Path("a.json")}, "data.path = .*expected text"),
-        ({"limit": 0}, r"data.limit = 0: expected a number in \[1, inf\) \[problems\]"),
+        ({"limit": 0}, r"data.limit = 0: expected a number in \[1, 10000000\] \[problems\]"),
         ({"limit": 1.5}, "data.limit = 1.5: expected a whole number"),
         ({"template": "Solve."}, "data.template = 'Solve.': expected text with exactly one {question}"),
         ({"template": "{question}{question}"}, "exactly one"),

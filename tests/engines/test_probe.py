@@ -13,7 +13,7 @@ import torch
 
 from tests.support.faults import stale_weights
 from tests.support.helpers import small_token_mdp, tiny_lm
-from tests.support.launch import TOY, succeed, torchrun
+from tests.support.launch import TOY, other, succeed, torchrun
 from tppo.cli import main
 from tppo.config.stored import read_config
 from tppo.engines.embedded import EmbeddedEngine
@@ -49,7 +49,7 @@ def gap(engine: Any, policy: Any, prompts: Prompts, dtypes: tuple[str, str]) -> 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Prompts]:
     """The base model of the small toy runs, and the prompts that such a run probes with."""
     out = tmp_path_factory.mktemp("toy") / "run"
-    assert main(["train", *TOY, "--steps", "1", "--algorithm.warmup-steps", "0", "--out", str(out)]) == 0
+    assert main(["train", *other(TOY, "--steps", "1", "--algorithm.warmup-steps", "0"), "--out", str(out)]) == 0
     config = read_config(out)
     workload = config.task.build(config, Ranks())
     assert workload.folder is not None
@@ -213,7 +213,7 @@ def test_a_fault_stops_a_step_before_anything_is_generated() -> None:
 
 def test_a_run_in_bfloat16_passes_the_probe_of_every_step(tmp_path: Path) -> None:
     """Its weights move in every step; the bound is the one by default."""
-    argv = ["train", *TOY, "--steps", "8", "--compute.dtype", "bfloat16", "--algorithm.warmup-steps", "0"]
+    argv = ["train", *other(TOY, "--steps", "8", "--compute.dtype", "bfloat16", "--algorithm.warmup-steps", "0")]
     succeed(torchrun(1, ["-m", "tppo", *argv, "--out", tmp_path / "run"]))
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [m["step"] for m in metrics] == list(range(8))

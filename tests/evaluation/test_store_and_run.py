@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.mutants import mutants
 from tppo.engines.sampling import uniforms
-from tppo.errors import ConfigError, DataError
+from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.evaluation.figure import draw_report
 from tppo.evaluation.report import read_correct, report_on, write_report
 from tppo.evaluation.run import EvalSettings, sample_responses
@@ -218,7 +221,10 @@ def test_two_processes_do_not_write_to_one_folder(tmp_path: Path) -> None:
         (lambda lines: [lines[0], "{oops", *lines[1:]], r"line 2: .*expected a generation"),
         (lambda lines: [*lines, lines[0]], r"line 21: 'set/a', sample 0 is there twice"),
         (lambda lines: [lines[0].replace('"tokens": ', '"tokens": "x"+'), *lines[1:]], "line 1"),
-        (lambda lines: [re.sub(r'"tokens": \d+', '"tokens": "3"', lines[0])], "line 1: tokens is not int"),
+        (
+            lambda lines: [re.sub(r'"tokens": \d+', '"tokens": "3"', lines[0])],
+            "line 1: tokens = .3.: expected a whole",
+        ),
         (lambda lines: [lines[0].replace("set/a", "set/z")], "responses that are not asked for.*set/z"),
     ],
 )
@@ -275,3 +281,34 @@ def test_an_unfinished_evaluation_cannot_be_compared(tmp_path: Path) -> None:
         read_correct(tmp_path / "run")
     with pytest.raises(ConfigError, match=r"a readable eval\.json"):
         read_correct(tmp_path)
+
+
+def test_every_mutant_of_an_evaluation_is_read_or_refused(tmp_path: Path) -> None:
+    """eval.json and a line of generations.jsonl, each node removed or replaced."""
+    sample(tmp_path / "run", NumbersEngine())
+    ends = Counter[str]()
+    for name in ("eval.json", "generations.jsonl"):
+        path = tmp_path / "run" / name
+        good = path.read_text()
+        first, *rest = [good] if name == "eval.json" else good.splitlines()
+        for _, text in mutants(json.loads(first)):
+            path.write_text("\n".join([text, *rest]) + "\n")
+            try:
+                read_correct(tmp_path / "run")
+                ends["read"] += 1
+            except TPPOError as error:
+                ends["refused" if "\n" not in str(error) else "refused at length"] += 1
+        path.write_text(good)
+    assert ends["refused"] > 60, ends
+    assert ends["refused at length"] == 0
+
+
+@pytest.mark.parametrize("name", ["eval.json", "generations.jsonl"])
+def test_an_evaluation_whose_files_are_none(name: str, tmp_path: Path) -> None:
+    sample(tmp_path / "run", NumbersEngine())
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    with pytest.raises(TPPOError, match="regular file"):
+        read_correct(tmp_path / "run")
+    with pytest.raises(TPPOError, match="regular file"):
+        sample(tmp_path / "run", NumbersEngine())

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.hostile import HUGE
+from tests.support.hostile import HOSTILE, HUGE
 from tests.support.shared import shared
 from tppo.errors import DataError
+from tppo.grading.answers import find_answer
 from tppo.grading.mathematics import MathReward, grade_math
 from tppo.grading.reading import MAX_ANSWER, read
 from tppo.grading.verdict import REASONS
@@ -178,6 +179,30 @@ def test_a_hundred_hostile_texts_each_cost_at_most_the_limit(capsys: pytest.Capt
         assert slowest < LIMIT + SLACK
         assert reward(prompt(r"\frac{3}{7}"), "Answer: 6/14") == 1.0
     assert reward.counts["timeout"] > 0, "none of these texts was hostile"
+
+
+def test_texts_of_every_kind_of_malice_are_wrong_and_nothing_dies() -> None:
+    """What takes long is ended; nothing gets through, ends a worker by itself, or is an error of ours."""
+    needs_math_verify()
+    truth = r"\frac{3}{7}"
+    with MathReward([truth], workers=2, seconds=0.2) as reward:
+        scores = grade_many(reward, [truth] * len(HOSTILE), list(HOSTILE.values()))
+        assert [name for name, score in zip(HOSTILE, scores, strict=True) if score] == []
+        counts = reward.counts
+        assert sum(counts.values()) == len(HOSTILE) > 90
+        assert counts["died"] == counts["error"] == 0
+        assert counts["timeout"] > 0, "none of these texts was hostile"
+        assert reward.slowest < 0.2 + SLACK
+    quick = [name for name, text in HOSTILE.items() if _seconds(text) > 1.0]
+    assert quick == [], "found and read in the process that asks, where nothing limits it"
+
+
+def _seconds(text: str) -> float:
+    """Processor time of what a vote takes: finding the answer and reading its key."""
+    began = time.process_time()
+    answer = find_answer(text)
+    assert answer is None or len(answer) > MAX_ANSWER or isinstance(read(answer).key, str)
+    return time.process_time() - began
 
 
 def test_scores_keep_their_order_around_failures() -> None:

@@ -105,7 +105,7 @@ def test_results_come_in_the_order_of_the_calls(pool: WorkerPool) -> None:
         ("memory", "memory", "MemoryError"),
         ("grow", "memory", "MemoryError"),
         ("raise", "error", "ValueError: "),
-        ("exit", "error", "SystemExit: 0"),
+        ("exit", "died", "exit code 0"),
         ("_exit", "died", "exit code 3"),
         ("crash", "died", "signal 11"),
         ("recurse", "error", "RecursionError"),

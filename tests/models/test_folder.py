@@ -16,12 +16,13 @@ from paper_repro.tasks.pretrained import MathDataTask, WordProblemTask
 from paper_repro.tasks.word_problems import WordProblems
 from tests.support.helpers import tiny_lm
 from tppo.config.run import RunConfig, validate
+from tppo.data.chat import ChatTokenizer, chat_text, end_tokens, load_tokenizer
 from tppo.data.sources import DataSource
 from tppo.engines.memory import GIB, MemoryPlan, memory_plan
 from tppo.engines.options import VllmOptions
 from tppo.errors import ConfigError, DataError
-from tppo.models.chat import ChatTokenizer, chat_text, end_tokens, load_tokenizer
-from tppo.models.folder import check_model_folder, context_length, load_causal_lm
+from tppo.models.contents import check_model_folder, context_length
+from tppo.models.folder import load_causal_lm
 from tppo.runs.build import build_trainer
 
 CHAT = (
@@ -92,7 +93,7 @@ def test_broken_pieces_are_refused(model: Path, tmp_path: Path) -> None:
     folder = copy(model, tmp_path / "b")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="a causal language model that transformers loads"):
+    with pytest.raises(ConfigError, match="weights that safetensors reads; Error while deserializing"):
         load_causal_lm(folder)
 
 
@@ -173,7 +174,7 @@ def test_word_problems_through_the_loop(model: Path, tmp_path: Path) -> None:
     load_tokenizer(tmp_path)
     moved = load_causal_lm(tmp_path).state_dict()
     assert all(torch.equal(moved[name], value) for name, value in trainer.policy.hugging_face.state_dict().items())  # type: ignore[union-attr, operator]
-    assert sum(trainer.workload.report(trainer.policy)["verdicts"].values()) > 0
+    assert sum(trainer.grader.report()["verdicts"].values()) > 0
 
 
 def test_room_for_prompt_and_response(model: Path) -> None:

@@ -26,9 +26,10 @@ from tppo.cli import main
 from tppo.config.recipes import load_recipe
 from tppo.config.run import validate
 from tppo.config.stored import as_dict
+from tppo.data.chat import chat_text, end_tokens, load_tokenizer
 from tppo.errors import ConfigError
-from tppo.models.chat import chat_text, end_tokens, load_tokenizer
-from tppo.models.folder import context_length, load_causal_lm
+from tppo.models.contents import context_length
+from tppo.models.folder import load_causal_lm
 from tppo.ranges import Range, fields_of
 
 
@@ -160,6 +161,6 @@ def test_shrunken_sizes_are_checked(tmp_path: Path) -> None:
         shrunken_folder("Qwen2.5-7B", heads=3, kv_heads=2, cache_dir=tmp_path)
     with pytest.raises(ConfigError, match="layers = 0"):
         shrunken_folder("Qwen2.5-7B", layers=0, cache_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"shape = 'Qwen9': expected one of"):
+    with pytest.raises(ConfigError, match=r"model = 'Qwen9': expected one of"):
         model_folder("shrunken:Qwen9", cache_dir=tmp_path)
     assert not list(tmp_path.iterdir())

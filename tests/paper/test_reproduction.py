@@ -9,18 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 
 from paper_repro.reproduction import command as module
 from paper_repro.reproduction.command import PARTS, Reproduction, Stopped, main, reproduce
 from paper_repro.reproduction.pairs import SIZES, pair, parse_changes
-from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, run_stage
+from paper_repro.reproduction.pipeline import Stage, digest_of_stage, on_main, result_of_stage, run_stage
+from tests.support.mutants import mutants
 from tppo.algorithms import PPO, TPPO, ValuePretraining
 from tppo.config.registry import with_algorithm
 from tppo.config.run import validate
-from tppo.errors import ConfigError, DataError
+from tppo.errors import ConfigError, DataError, TPPOError
 from tppo.loop.trainer import Trainer
 from tppo.ranks.ranks import Ranks
 
@@ -205,7 +206,7 @@ def test_more_seeds_later_add_runs_and_draw_again(tmp_path: Path) -> None:
     ("arguments", "says"),
     [
         (["--size", "3b"], "size = '3b': expected one of toy, smollm2, 0.5b, 7b, 32b"),
-        (["--size", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, inf)"),
+        (["--size", "toy", "--seeds", "0"], "seeds = 0: expected a number in [1, 10000]"),
         (["--size", "toy", "--target", "90"], "target = 90.0: expected a number in (0, 1]"),
         (["--size", "toy", "--stages", "value,train"], "stages = 'train': expected some of data,value"),
         (["--size", "toy", "--data", "."], "data = '.': expected no --data for size 'toy'; its problems are made"),
@@ -213,7 +214,11 @@ def test_more_seeds_later_add_runs_and_draw_again(tmp_path: Path) -> None:
         (["--size", "toy", "--set", "rollout.slots"], "set = 'rollout.slots': expected FIELD=VALUE"),
         (["--size", "toy", "--set", "seed=4"], "set = 'seed': expected a field that the reproduction leaves open"),
         (["--size", "toy", "--set", "rollout.slot=4"], "slot = 'unknown': expected one of"),
-        (["--size", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, inf)"),
+        (
+            ["--size", "toy", "--set", "steps=3", "--set", "steps=4"],
+            "set = 'steps=4': expected one value; steps is",
+        ),
+        (["--size", "toy", "--set", "rollout.slots=-4"], "rollout.slots = -4: expected a number in [1, 1000000]"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(
@@ -272,6 +277,31 @@ def test_a_damaged_stage_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s" / "done.json").write_text('{"dig')
     with pytest.raises(DataError, match=r"done\.json: expected JSON, found .*; remove .* to do the stage again"):
         run_stage(stage_of({"a": 1}), tmp_path, Ranks())
+
+
+def test_every_mutant_of_a_stage_is_done_or_refused(tmp_path: Path) -> None:
+    """inputs.json and done.json, each node removed or replaced; and no file at all in their place."""
+    run_stage(stage_of({"a": 1, "b": [2]}), tmp_path, Ranks())
+    shape, refused, done = {"x": int}, 0, 0
+    for name in ("inputs.json", "done.json"):
+        path = tmp_path / "s" / name
+        good = path.read_text()
+        for _, text in mutants(json.loads(good)):
+            path.write_text(text)
+            try:
+                run_stage(stage_of({"a": 1, "b": [2]}), tmp_path, Ranks())
+                result_of_stage(tmp_path, "s", TypedDict("S", shape))
+                done += 1
+            except TPPOError as error:
+                refused += "\n" not in str(error)
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(TPPOError, match="regular file"):
+            run_stage(stage_of({"a": 1, "b": [2]}), tmp_path, Ranks())
+        path.unlink()
+        path.write_text(good)
+    assert refused > 40
+    assert done >= 1
 
 
 def test_ranks_hear_what_rank_0_found(tmp_path: Path) -> None:

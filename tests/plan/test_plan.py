@@ -15,12 +15,14 @@ from paper_repro.tasks.pretrained import MathDataTask
 from sim.clock.hardware import HARDWARE, MODELS
 from tests.support.reinforce import Reinforce
 from tppo.algorithms import PPO, TPPO
+from tppo.config.demand import token_bytes
 from tppo.config.run import Compute, Optimizer, Rollout, RunConfig, VllmOptions
 from tppo.models.folder import as_critic, as_policy
+from tppo.models.sizes import sizes
 from tppo.plan.budget import budget
 from tppo.plan.command import job_of
-from tppo.plan.engine import WORKSPACE, engine_memory, token_bytes
-from tppo.plan.formula import estimate, scaled, sizes
+from tppo.plan.engine import WORKSPACE, engine_memory
+from tppo.plan.formula import estimate, scaled
 from tppo.plan.gpus import GPUS
 from tppo.plan.search import arrangements, nearest
 from tppo.plan.track import Figures, Job, track

@@ -15,6 +15,7 @@ from paper_repro.plan_clock import predict
 from tests.plan.test_plan import big
 from tppo.algorithms import PPO
 from tppo.cli import main
+from tppo.config.recipes import load_recipe
 from tppo.config.registry import with_algorithm
 from tppo.config.run import RunConfig, TaskConfig
 from tppo.errors import ConfigError, TPPOError
@@ -145,6 +146,25 @@ def test_table_and_json_say_the_same(by_formula: list[Job]) -> None:
     assert json.loads(json.dumps(stored))["tracked"]["fits"] is True
     assert stored["host"]["worst"] > stored["host"]["expected"] > 0
     assert text(plan).count("\n") > 30
+
+
+def test_a_machine_has_no_more_ranks_than_were_asked_for(by_formula: list[Job]) -> None:
+    """One GPU is one rank; of more than eight, eight are in a machine."""
+    small = load_recipe("qwen2.5-0.5b-tppo")
+    for gpus, ranks in ((1, 1), (4, 4), (8, 8), (16, 8)):
+        plan = make_plan(small, Options(gpus, "h200", search=False))
+        line = next(line for line in text(plan).splitlines() if line.startswith("Machine:"))
+        expected, worst = (f"{ranks * n / 2**30:.2f} GiB" for n in (plan.host.expected or 0, plan.host.worst))
+        assert line.endswith(f"times {ranks} rank{'s' if ranks > 1 else ''} a machine {expected} to {worst}")
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-Math-7B"])
+def test_tuned_models_are_planned_as_their_base(name: str, by_formula: list[Job]) -> None:
+    base = load_recipe("qwen2.5-7b-tppo").with_values(
+        rollout__max_response_tokens=2000, algorithm__window=1000, vllm__max_model_tokens=4096,
+    )  # fmt: skip
+    ours, theirs = (make_plan(c, Options(8, "h800")) for c in (base, base.with_values(task__model=name)))
+    assert (ours.tracked.phases, ours.figures) == (theirs.tracked.phases, theirs.figures)
 
 
 def test_a_dead_tracker_is_an_error() -> None:

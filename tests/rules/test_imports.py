@@ -20,7 +20,7 @@ OUTSIDE = {"reference": {"numpy"}, "sim": {"numpy", "gymnasium", "numba"}}
 FLOORS = [
     {"errors"},
     {"maths", "ranges", "files", "environment", "figures"},
-    {"types", "ranks"},
+    {"types", "ranks", "shapes"},
     {"models"},
     {"engines", "grading", "fit"},
     {"data"},

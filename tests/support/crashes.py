@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from tests.support.launch import BASE
+from tests.support.launch import BASE, other
 from tppo.runs.checkpoint.responses import read_responses
 from tppo.runs.checkpoint.store import FOLDER, listed
 from tppo.runs.folder import read_metrics
@@ -38,7 +38,7 @@ TOY_LANGUAGE = [
     "--algorithm.window", "8", "--algorithm.warmup-steps", "1",
     "--algorithm.entropy", "0.01", "--policy.mini-batch", "8", "--algorithm.critic.mini-batch", "8",
     "--evaluation.problems", "4", "--evaluation.every", "2", "--checkpoint.every", "1",
-    *BASE, "--task.base.layers", "1",
+    *other(BASE, "--task.base.layers", "1"),
 ]  # fmt: skip
 
 

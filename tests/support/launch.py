@@ -30,6 +30,19 @@ MDP = [
 ]  # fmt: skip
 
 
+def other(argv: Sequence[str | Path], *flags: str | Path) -> list[str]:
+    """Arguments with other values: the command line takes each flag once.
+
+    >>> other(["toy-language", "--seed", "1", "--quiet"], "--seed", "2", "--steps", "3")
+    ['toy-language', '--quiet', '--seed', '2', '--steps', '3']
+    """
+    names, kept, skipping = {flag for flag in map(str, flags) if flag.startswith("--")}, [], False
+    for argument in map(str, argv):
+        skipping = argument in names if argument.startswith("--") else skipping
+        kept += [] if skipping else [argument]
+    return [*kept, *map(str, flags)]
+
+
 def surroundings() -> dict[str, str]:
     """The environment of a launch: one thread a rank, and the project importable."""
     here = {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paper_repro.reproduction.command import STOPPED
-from tests.support.launch import TOY, WORKER, succeed, torchrun
+from tests.support.launch import TOY, WORKER, other, succeed, torchrun
 from tppo.data.catalogue import DAPO_PROMPT
 from tppo.data.sources import SLOT
 from tppo.engines.probe import BOUNDS
@@ -79,7 +79,7 @@ def test_the_32b_reproduction_runs_on_two_ranks_and_goes_on_with_one(tmp_path: P
 def test_two_ranks_say_what_one_process_says(tmp_path: Path) -> None:
     """With an engine each, and with one that is spread over both (tensor parallel 2)."""
     options = ["--task.base.width", "64", "--engine", "vllm", "--vllm.max-rows", "8", "--vllm.memory-fraction", "0.1"]
-    train = ["-m", "tppo", "train", *TOY, "--steps", "3", "--evaluation.every", "0", *options]
+    train = ["-m", "tppo", "train", *other(TOY, "--steps", "3", "--evaluation.every", "0", *options)]
     tokens = []
     for ranks, parallel in ((1, 1), (2, 1), (2, 2)):
         root = tmp_path / f"{ranks}-{parallel}"
@@ -95,7 +95,7 @@ def test_a_run_in_bfloat16_on_both_sides_passes_every_probe(tmp_path: Path) -> N
     """The default bound, over eight loads of weights that move."""
     options = ["--task.base.width", "64", "--engine", "vllm", "--vllm.max-rows", "12", "--vllm.memory-fraction", "0.1"]
     options += ["--compute.dtype", "bfloat16", "--algorithm.warmup-steps", "0"]
-    argv = ["train", *TOY, "--steps", "8", "--evaluation.every", "0", *options, "--out", tmp_path / "run"]
+    argv = ["train", *other(TOY, "--steps", "8", "--evaluation.every", "0", *options), "--out", tmp_path / "run"]
     succeed(torchrun(1, ["-m", "tppo", *argv]))
     metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert len(metrics) == 8

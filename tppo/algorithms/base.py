@@ -6,7 +6,7 @@ Shapes: _N tokens of the batch, _S responses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tppo.fit.options import Optimizer
 from tppo.fit.terms import Columns, Term
-from tppo.ranges import Range
+from tppo.ranges import COLD, HOT, RESPONSES, TOKENS, Range
 from tppo.types import Batch, Response
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ Shape = Callable[[Tensor, Batch, Columns], Tensor]
 class Rollout:
     """Generation."""
 
-    slots: Annotated[int, Range(1, unit="responses")] = 8192
+    slots: Annotated[int, Range(1, RESPONSES, unit="responses")] = 8192
     """Responses in flight, constant."""
-    group_size: Annotated[int, Range(1, unit="responses")] = 16
+    group_size: Annotated[int, Range(1, RESPONSES, unit="responses")] = 16
     """Responses to each prompt."""
-    max_response_tokens: Annotated[int, Range(1, unit="tokens")] = 24576
+    max_response_tokens: Annotated[int, Range(1, TOKENS, unit="tokens")] = 24576
     """Total cap of a response; reaching it ends the response."""
-    temperature: Annotated[float, Range(0, above=True)] = 1.0
+    temperature: Annotated[float, Range(COLD, HOT)] = 1.0
     """Of sampling, and of every log-probability in training."""
 
 
@@ -185,6 +185,10 @@ class Algorithm:
 
     def check(self, rollout: Rollout) -> None:
         """Its own impossible combinations. Raises ConfigError, before anything is loaded."""
+
+    def idle(self, rollout: Rollout) -> Mapping[str, str]:
+        """Its own fields that change nothing beside the others, each with the reason."""
+        return {}
 
 
 __all__ = [

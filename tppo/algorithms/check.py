@@ -8,6 +8,7 @@ from tppo.algorithms.auxiliaries import GIVERS
 from tppo.algorithms.base import Algorithm, Parts, Rollout, no_tokens
 from tppo.algorithms.parts.select import every_window
 from tppo.errors import ConfigError
+from tppo.ranges import TOKENS
 
 ALWAYS = frozenset({"rewards", "behaviour", "train", "old", "entropy"})
 """Columns that the loop itself gives."""
@@ -43,6 +44,11 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
         raise ConfigError("algorithm", name, "a constant_length for a term of aggregation 'constant'")
     if any(t.aggregation != "constant" and t.constant_length is not None for t in parts.terms):
         raise ConfigError("algorithm", name, "aggregation 'constant' for a term with a constant_length")
+    if too_long := [t for t in parts.terms if t.constant_length is not None and not 0 < t.constant_length <= TOKENS]:
+        raise ConfigError(
+            "algorithm", name, f"a constant_length in [1, {TOKENS}] [tokens]",
+            f"the term {too_long[0].name!r} has {too_long[0].constant_length}",
+        )  # fmt: skip
     if parts.groups is not None and parts.select is every_window:
         raise ConfigError(
             "algorithm", name, "a select that waits for whole groups beside Parts.groups",

@@ -22,7 +22,7 @@ from tppo.algorithms.parts.select import every_window
 from tppo.algorithms.parts.terms import clipped, entropy_bonus, imitate_positives, kl_to_reference
 from tppo.algorithms.parts.tokens import finished_tokens
 from tppo.errors import ConfigError
-from tppo.ranges import Range
+from tppo.ranges import BOUND, STEPS, WEIGHT, Range
 
 
 class Estimator(TypedDict):
@@ -50,32 +50,32 @@ class PPO(Algorithm):
     """Discount."""
     lam: Annotated[float, Range(0, 1)] = 0.95
     """Lambda of the advantage; its floor where it adapts to the length."""
-    lam_alpha: Annotated[float, Range(0, above=True)] | None = 0.05
+    lam_alpha: Annotated[float, Range(0, WEIGHT, above=True)] | None = 0.05
     """Length-adaptive lambda: 1 - 1/(alpha * length), never below ``lam``; None is a fixed lambda."""
     whiten: bool = True
     """Centre and scale the advantages of the tokens that train."""
-    clamp: Annotated[float, Range(0, above=True)] | None = 10.0
+    clamp: Annotated[float, Range(0, BOUND, above=True)] | None = 10.0
     """Largest size of an advantage after whitening; None is off."""
-    bias: Annotated[float, Range()] = 0.0
+    bias: Annotated[float, Range(-BOUND, BOUND)] = 0.0
     """Added to the advantage of every token that trains."""
     clip_low: Annotated[float, Range(0, 1)] = 0.2
     """Ratio is clipped below at 1 - clip_low."""
-    clip_high: Annotated[float, Range(0)] = 0.28
+    clip_high: Annotated[float, Range(0, BOUND)] = 0.28
     """Ratio is clipped above at 1 + clip_high."""
-    dual_clip: Annotated[float, Range(1, above=True)] | None = 10.0
+    dual_clip: Annotated[float, Range(1, BOUND, above=True)] | None = 10.0
     """Bound c of the loss for negative advantages; None is off."""
-    importance_cap: Annotated[float, Range(0, above=True)] | None = None
+    importance_cap: Annotated[float, Range(0, BOUND, above=True)] | None = None
     """Weigh tokens by min(pi_old / pi_behaviour, cap), for an engine that computes other log-probabilities than the
     trainer; None is off."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "token-mean"
     """How token losses become one number."""
-    imitate: Annotated[float, Range(0)] = 0.1
+    imitate: Annotated[float, Range(0, WEIGHT)] = 0.1
     """Weight of the negative log-likelihood of responses with positive reward (mu)."""
-    entropy: Annotated[float, Range(0)] = 0.0
+    entropy: Annotated[float, Range(0, WEIGHT)] = 0.0
     """Weight of the entropy bonus."""
-    kl: Annotated[float, Range(0)] = 0.0
+    kl: Annotated[float, Range(0, WEIGHT)] = 0.0
     """Weight of the KL penalty (k3) towards the initial policy; above zero a frozen copy is kept."""
-    warmup_steps: Annotated[int, Range(0, unit="steps")] = 10
+    warmup_steps: Annotated[int, Range(0, STEPS, unit="steps")] = 10
     """Steps at the start in which only the critic trains."""
     critic: CriticOptions = field(default_factory=CriticOptions)
 

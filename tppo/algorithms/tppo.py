@@ -21,6 +21,7 @@ earlier windows recomputed as clip centre, all unfinished responses carried over
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
@@ -32,7 +33,10 @@ from tppo.algorithms.parts.window import check_window
 from tppo.algorithms.ppo import PPO
 from tppo.errors import ConfigError
 from tppo.maths.advantages import Boundary
-from tppo.ranges import Range
+from tppo.ranges import TOKENS, Range
+
+UNCUT = "no response is cut: the window is as long as rollout.max_response_tokens"
+"""Why an option that is about cuts changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,9 @@ class TPPO(PPO):
 
     name: ClassVar[str] = "tppo"
 
-    window: Annotated[int, Range(1, unit="tokens")] = 8192
+    window: Annotated[int, Range(1, TOKENS, unit="tokens")] = 8192
     """Most new tokens of a response in a step (W)."""
-    ignore_last: Annotated[int, Range(0, unit="tokens")] = 8
+    ignore_last: Annotated[int, Range(0, TOKENS, unit="tokens")] = 8
     """Tokens dropped before the cut of an unfinished window (m)."""
     boundary: Boundary = "repeat"
     """What stands for V(s_l) at the cut: V(s_{l-1}) (the paper), the critic's own V(s_l), or zero."""
@@ -77,3 +81,10 @@ class TPPO(PPO):
                 f"more than algorithm.ignore_last ({self.ignore_last})",
                 "an unfinished window would train nothing; use a longer window or drop fewer tokens",
             )
+
+    def idle(self, rollout: Rollout) -> Mapping[str, str]:
+        """What is about cuts, where there are none."""
+        if self.window < rollout.max_response_tokens:
+            return {}
+        cuts = ("ignore_last", "boundary", "critic.responses", "critic.old_values")
+        return dict.fromkeys(cuts, UNCUT)

@@ -10,7 +10,7 @@ metrics: by values from before the step's update, so of data that the critic has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -18,8 +18,8 @@ from tppo.algorithms.auxiliaries import Critic
 from tppo.algorithms.auxiliaries.critic import CriticOptions
 from tppo.algorithms.base import Algorithm, Parts, Rollout, Stop
 from tppo.algorithms.parts.select import every_window
-from tppo.algorithms.tppo import check_window
-from tppo.ranges import Range
+from tppo.algorithms.parts.window import check_window
+from tppo.ranges import BOUND, STEPS, TOKENS, Range
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class ValuePretraining(Algorithm):
 
     name: ClassVar[str] = "value-pretraining"
 
-    window: Annotated[int, Range(1, unit="tokens")] | None = None
+    window: Annotated[int, Range(1, TOKENS, unit="tokens")] | None = None
     """Most new tokens of a response in a step; None generates whole responses."""
     gamma: Annotated[float, Range(0, 1)] = 1.0
     """Discount."""
     explained_variance: Annotated[float, Range(0, 1, above=True)] | None = None
     """Stop once the explained variance of the return, averaged over ``over`` steps, reaches this."""
-    patience: Annotated[int, Range(1, unit="steps")] | None = None
+    patience: Annotated[int, Range(1, STEPS, unit="steps")] | None = None
     """Stop once that average has not risen by ``least_gain`` for so many steps."""
-    over: Annotated[int, Range(1, unit="steps")] = 5
+    over: Annotated[int, Range(1, STEPS, unit="steps")] = 5
     """Steps in the average; those without an explained variance (equal returns everywhere) do not count."""
-    least_gain: Annotated[float, Range(0)] = 0.01
+    least_gain: Annotated[float, Range(0, BOUND)] = 0.01
     """A smaller rise is none."""
     critic: CriticOptions = field(default_factory=CriticOptions)
 
@@ -55,6 +55,13 @@ class ValuePretraining(Algorithm):
         """A window that truncates."""
         if self.window is not None:
             check_window(self.window, rollout)
+
+    def idle(self, rollout: Rollout) -> Mapping[str, str]:
+        """What belongs to a criterion that is off."""
+        found = {} if self.patience is not None else {"least_gain": "patience is off"}
+        if self.patience is None and self.explained_variance is None:
+            found["over"] = "explained_variance and patience are off"
+        return found
 
     def why_stop(self, series: Sequence[float]) -> str:
         """What ends the run after these explained variances, one a step; empty when nothing does.

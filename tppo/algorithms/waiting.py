@@ -11,6 +11,7 @@ the policy that sampled the token, the plain off-policy PPO.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar
 
@@ -19,8 +20,9 @@ from tppo.algorithms.base import Parts, Rollout, Term
 from tppo.algorithms.parts.terms import clipped
 from tppo.algorithms.parts.window import check_window
 from tppo.algorithms.ppo import PPO
+from tppo.algorithms.tppo import UNCUT
 from tppo.errors import ConfigError
-from tppo.ranges import Range
+from tppo.ranges import TOKENS, Range
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Waiting(PPO):
 
     name: ClassVar[str] = "waiting"
 
-    window: Annotated[int, Range(1, unit="tokens")] = 8192
+    window: Annotated[int, Range(1, TOKENS, unit="tokens")] = 8192
     """Most new tokens of a response in a step (W)."""
     critic: WindowedCriticOptions = field(default_factory=WindowedCriticOptions)
 
@@ -42,6 +44,12 @@ class Waiting(PPO):
         """A window that truncates."""
         super().check(rollout)
         check_window(self.window, rollout)
+
+    def idle(self, rollout: Rollout) -> Mapping[str, str]:
+        """What is about cuts, where there are none."""
+        if self.window < rollout.max_response_tokens:
+            return {}
+        return dict.fromkeys(("critic.responses", "critic.old_values"), UNCUT)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tppo.environment import plugins
+from tppo.environment import load_plugin, plugins
 from tppo.errors import ConfigError
 from tppo.ranges import check_leaf, fields_of
 
@@ -24,13 +24,12 @@ def algorithm_entry_points() -> dict[str, EntryPoint]:
 
 
 def load_algorithm(name: str) -> type[Algorithm]:
-    """The class of an algorithm. Raises ConfigError for an unknown name, or one that is no algorithm."""
+    """The class of an algorithm. Raises ConfigError for an unknown name, or one that is no algorithm or cannot be
+    imported.
+    """
     from tppo.algorithms.base import Algorithm
 
-    known = algorithm_entry_points()
-    if name not in known:
-        raise ConfigError("algorithm", name, "one of " + ", ".join(known), "see 'tppo algorithms'")
-    found = known[name].load()
+    found = load_plugin(algorithm_entry_points(), "algorithm", name, "see 'tppo algorithms'")
     if not (isinstance(found, type) and issubclass(found, Algorithm) and dataclasses.is_dataclass(found)):
         raise ConfigError("algorithm", name, "a dataclass that derives from tppo.Algorithm", f"found {found!r}")
     return found

@@ -17,9 +17,13 @@ from typing import Any
 from tppo.data.readers import lookup, paths_of, read_rows
 from tppo.data.sources import SLOT, DataSource, OnBadRow, check_source
 from tppo.errors import ConfigError, DataError
+from tppo.grading.reading import read, vote_key
 
 SHOWN = 20
 """Lines listed in a report."""
+MAX_CELL = 2**20
+"""A question, answer or id has no more characters."""
+_TOWER = re.compile(r"[0-9)}]\s*(?:\^|\*\*)\s*\{?\s*\(?\s*[0-9]+\s*(?:\^|\*\*)|!\s*[)}]*\s*!\s*[)}]*\s*!")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ def load_problems(source: DataSource) -> LoadReport:
             continue
         entry = questions.setdefault(normalise(question), _Question(question, name, [], array("q")))
         entry.lines.append(line)
-        if len(entry.answers) < 2 and answer not in entry.answers:  # two are a conflict
+        if len(entry.answers) < 2 and not any(_same(answer, other) for other in entry.answers):  # two are a conflict
             entry.answers.append(answer)
     for name in names:
         if sample and name in absent:
@@ -176,7 +180,24 @@ def _parse(source: DataSource, row: dict[str, Any]) -> tuple[str, str, str | Non
         answer = answer.replace(",", "")
     if not answer:
         raise _BadRow("answer")
+    if not _can_be_judged(answer):
+        raise _BadRow("answer", f"{answer[:40]!r}: expected a finite number, or one that can be computed")
     return inside, answer, name.strip() or None
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two reference answers say the same: no conflict, whatever the policy will answer."""
+    return one == other or vote_key(one) == vote_key(other)
+
+
+def _can_be_judged(answer: str) -> bool:
+    """False for spellings of NaN and infinity, of a float beyond its range, and for towers of powers or factorials that
+    nobody computes: no answer equals them, and looking for one takes all the time there is.
+    """
+    try:
+        return math.isfinite(float(answer)) or answer.lstrip("+-").isdigit()
+    except ValueError:
+        return not (_TOWER.search(answer) and read(answer).reason == "" and not read(answer).exact)
 
 
 def _text(row: dict[str, Any], column: str | None) -> str | None:
@@ -186,8 +207,10 @@ def _text(row: dict[str, Any], column: str | None) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
         raise _BadRow("unreadable", f"column {column!r} holds {type(value).__name__}: expected text or a number")
+    if isinstance(value, str) and len(value) > MAX_CELL:
+        raise _BadRow("unreadable", f"column {column!r} holds {len(value)} characters: expected at most {MAX_CELL}")
     text = f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
-    if isinstance(value, float | Decimal) and "e" in text.lower():
+    if isinstance(value, float | Decimal) and "e" in text.lower() and math.isfinite(value):
         text = f"{Decimal(text):f}"
     if not text.isascii() and re.search("[\ud800-\udfff]", text):
         raise _BadRow("unreadable", f"column {column!r} holds half a surrogate pair: expected Unicode text")

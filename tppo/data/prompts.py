@@ -38,7 +38,7 @@ def to_prompts(
 ) -> PromptReport:
     """Fill the template, encode, keep what fits. Raises ConfigError for options, DataError for what is left.
 
-    encode: a filled template to token ids, such as ``tppo.models.chat.ChatTokenizer.encode``.
+    encode: a filled template to token ids, such as ``tppo.data.chat.ChatTokenizer.encode``.
     """
     if template.count(SLOT) != 1:
         raise ConfigError("template", template, f"text with exactly one {SLOT}")

@@ -6,7 +6,8 @@ Needs the extra 'data' only for parquet files (pyarrow) and for Hugging Face nam
 from __future__ import annotations
 
 import codecs
-import json
+import itertools
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,18 @@ from typing import Any
 
 from tppo.data.sources import DataSource
 from tppo.errors import ConfigError, DataError
+from tppo.files import parse_json
 
 Row = dict[str, Any] | str
 """A row, or why it is unreadable."""
+MAX_LINE = 2**24
+"""Bytes of a line of a .jsonl file; a longer one is unreadable, and never in memory as a whole."""
+MAX_DOCUMENT = 2**30
+"""Bytes of a .json file, all of which is in memory at once."""
+MAX_CHUNK = 2**32
+"""Bytes, decompressed, of a column in a row group of a .parquet file."""
+BATCH = 64
+"""Rows of a .parquet file in memory at a time: all of them may hold the longest cell of their row group."""
 
 
 def read_rows(source: DataSource) -> Iterator[tuple[int, Row]]:
@@ -26,7 +36,7 @@ def read_rows(source: DataSource) -> Iterator[tuple[int, Row]]:
     if source.path is None:
         return _hub_rows(source)
     readers = {".parquet": _parquet_rows, ".json": _json_rows, ".jsonl": _jsonl_rows}
-    path = Path(source.path).expanduser()
+    path = Path(os.path.expanduser(source.path))
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
@@ -36,7 +46,16 @@ def read_rows(source: DataSource) -> Iterator[tuple[int, Row]]:
         raise ConfigError("data.path", source.path, "a regular file", remedy)
     if path.suffix.lower() not in readers:
         raise ConfigError("data.path", source.path, f"a name that ends in {', '.join(readers)}")
-    return readers[path.suffix.lower()](source, path)
+    return _readable(readers[path.suffix.lower()](source, path), path)
+
+
+def _readable(rows: Iterator[tuple[int, Row]], path: Path) -> Iterator[tuple[int, Row]]:
+    """The rows; an error of the system while they are read becomes a DataError that names the file."""
+    try:
+        yield from rows
+    except (OSError, MemoryError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise DataError(f"{path}: {reason}; expected a file that can be read to its end") from error
 
 
 def _row(value: Any) -> Row:
@@ -45,20 +64,33 @@ def _row(value: Any) -> Row:
 
 def _jsonl_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Row]]:
     with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
-            if not raw.strip():
+        for line in itertools.count(1):
+            raw = file.readline(MAX_LINE + 1)
+            if not raw:
+                return
+            if len(raw) > MAX_LINE:
+                while raw and not raw.endswith(b"\n"):  # the rest of it, which nobody needs
+                    raw = file.readline(MAX_LINE)
+                yield line, f"a line of more than {MAX_LINE} bytes"
                 continue
-            try:
-                yield line, _row(json.loads(raw.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                yield line, str(error)
+            raw = raw.removeprefix(codecs.BOM_UTF8) if line == 1 else raw
+            if raw.strip():
+                yield line, _parsed(raw)
+
+
+def _parsed(raw: bytes) -> Row:
+    try:
+        return _row(parse_json(raw))
+    except ValueError as error:
+        return str(error)
 
 
 def _json_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Row]]:
+    if (size := path.stat().st_size) > MAX_DOCUMENT:
+        raise DataError(f"{path}: {size} bytes; expected at most {MAX_DOCUMENT} in one JSON document; use .jsonl")
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
         raise DataError(f"{path}: {error}; expected one JSON document in UTF-8; for a row a line use .jsonl") from error
     if isinstance(data, dict):
         lists = [key for key, value in data.items() if isinstance(value, list)]
@@ -77,11 +109,25 @@ def _parquet_rows(source: DataSource, path: Path) -> Iterator[tuple[int, Row]]:
     start = 1
     try:
         with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096, columns=_wanted(source, file.schema_arrow.names)):
+            columns = _wanted(source, file.schema_arrow.names)
+            _check_chunks(path, file.metadata, columns)
+            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
                 yield from enumerate(_batch_rows(batch), start)
                 start += batch.num_rows
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, MemoryError, OverflowError) as error:
         raise DataError(f"{path}: {error}, at row {start}; expected a whole parquet file; copy it again") from error
+
+
+def _check_chunks(path: Path, about: Any, columns: list[str]) -> None:
+    """Refuse a few compressed bytes that would fill the memory before any of them is looked at."""
+    for group in range(about.num_row_groups):
+        for i in range(about.num_columns):
+            chunk = about.row_group(group).column(i)
+            if chunk.path_in_schema.split(".")[0] in columns and chunk.total_uncompressed_size > MAX_CHUNK:
+                raise DataError(
+                    f"{path}: column {chunk.path_in_schema!r} has {chunk.total_uncompressed_size} bytes in one row "
+                    f"group; expected at most {MAX_CHUNK}; write it again in smaller row groups"
+                )
 
 
 def _batch_rows(batch: Any) -> Iterable[Row]:

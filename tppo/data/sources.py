@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from tppo.errors import ConfigError
-from tppo.ranges import Range, check_ranges
+from tppo.ranges import PROBLEMS, Range, check_ranges
 
 OnBadRow = Literal["error", "drop"]
 """What to do about a row that cannot be used: stop, or go on without it."""
@@ -33,13 +33,13 @@ class BadRows:
     question: OnBadRow = "drop"
     """No question, or an empty one."""
     answer: OnBadRow = "drop"
-    """No answer, or an empty one."""
+    """No answer, an empty one, or one that no answer can be compared with: NaN, infinity, a number beyond computing."""
     wrapper: OnBadRow = "error"
     """The question is not inside ``DataSource.wrapped_in``."""
     duplicate: OnBadRow = "drop"
     """The same question and the same answer again; the first row stays."""
     conflict: OnBadRow = "error"
-    """The same question with different answers; 'drop' drops all its rows."""
+    """The same question with answers that say different things ('1' and '1.0' do not); 'drop' drops all its rows."""
     repeated_id: OnBadRow = "error"
     """A different question with an id that is taken."""
 
@@ -71,7 +71,7 @@ class DataSource:
     """The answer is what follows the last of these marks, such as '####'; None takes all."""
     bare_numbers: bool = False
     """Take the thousands separators out of answers that are numbers: '1,200' becomes '1200'."""
-    limit: Annotated[int, Range(1, unit="problems")] | None = None
+    limit: Annotated[int, Range(1, PROBLEMS, unit="problems")] | None = None
     """At most so many problems, the first ones."""
     bad_rows: BadRows = field(default_factory=BadRows)
 

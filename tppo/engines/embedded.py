@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tppo.engines.base import EngineBase
+from tppo.engines.memory import EMBEDDED_ROWS
 from tppo.engines.sampling import pick, uniforms
 from tppo.errors import EngineError
 from tppo.models.base import PolicyModel
@@ -24,7 +25,7 @@ class EmbeddedEngine(EngineBase):
     """
 
     def __init__(
-        self, policy: PolicyModel, *, max_rows: int = 1024, prefill_tokens: int = 32768, given: bool = False
+        self, policy: PolicyModel, *, max_rows: int = EMBEDDED_ROWS, prefill_tokens: int = 32768, given: bool = False
     ) -> None:
         self.policy = policy if given else copy.deepcopy(policy)
         self.policy.eval().requires_grad_(False)

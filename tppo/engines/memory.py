@@ -8,6 +8,8 @@ from pathlib import Path
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+EMBEDDED_ROWS = 1024
+"""Sequences that the embedded engine decodes at a time."""
 
 
 @dataclass(frozen=True)

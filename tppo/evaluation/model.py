@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tppo.config.run import VllmOptions
+from tppo.data.chat import ChatTokenizer
 from tppo.data.problems import Problem
 from tppo.data.prompts import to_prompts
+from tppo.data.sources import SLOT
 from tppo.engines.base import Engine
 from tppo.environment import versions_of
 from tppo.errors import ConfigError
 from tppo.files import sha256_of_file
-from tppo.models.chat import ChatTokenizer
-from tppo.models.folder import check_model_folder, context_length
+from tppo.models.contents import check_model_folder, context_length, stored_weights
 from tppo.types import Prompt
 
 EngineName = Literal["torch", "vllm"]
@@ -29,6 +30,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     Trained weights differ from their base everywhere, so a sample tells them apart without reading 60 GB.
     """
     check_model_folder(folder)
+    stored_weights(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     small = [p for p in files if p.suffix in (".json", ".jinja", ".model", ".txt") and p.name != "manifest.json"]
@@ -55,10 +57,24 @@ def package_versions(engine: EngineName) -> dict[str, str | None]:
 class Asked:
     """How a model is asked: prompts through its chat template, its stop tokens, and text from token ids."""
 
-    def __init__(self, folder: Path, problems: Sequence[Problem], template: str, *, max_new_tokens: int) -> None:
-        """Raises ConfigError for missing pieces and when prompt and response together exceed the model's context."""
-        chat = ChatTokenizer(folder)
+    def __init__(
+        self,
+        folder: Path,
+        problems: Sequence[Problem],
+        template: str,
+        *,
+        max_new_tokens: int,
+        plain: bool = False,
+        moment: str = "",
+    ) -> None:
+        """plain: without the chat template. moment: what that takes for now, in ISO 8601; empty as in `ChatTokenizer`.
+
+        Raises ConfigError for missing pieces and when prompt and response together exceed the model's context.
+        """
+        chat = ChatTokenizer(folder, chat=not plain, moment=moment)
+        self.moment = chat.moment
         positions = context_length(folder)
+        chat.prepare([template.replace(SLOT, problem.question) for problem in problems])
         report = to_prompts(problems, chat.encode, template=template, max_prompt_tokens=2**31)
         if positions is not None and report.longest + max_new_tokens > positions:
             raise ConfigError(
@@ -74,9 +90,18 @@ class Asked:
 
 
 def open_engine(
-    name: EngineName, folder: Path, *, dtype: str, device: str, seed: int, rows: int, options: VllmOptions
+    name: EngineName,
+    folder: Path,
+    *,
+    dtype: str,
+    device: str,
+    seed: int,
+    rows: int,
+    options: VllmOptions,
+    longest: int | None = None,
 ) -> Engine:
     """An engine with the folder's weights in ``dtype``. rows: sequences decoded at a time by the embedded engine.
+    longest: prompt and response together [tokens]; None is as long as the model can.
 
     Raises ConfigError for an absent device, for vLLM that is absent, and for a model the engine cannot run.
     """
@@ -89,9 +114,8 @@ def open_engine(
     import torch
 
     from tppo.engines.embedded import EmbeddedEngine
-    from tppo.models.folder import load_causal_lm
+    from tppo.models.folder import load_policy
     from tppo.models.place import pick_device
-    from tppo.models.transformer import TransformerPolicy
 
-    place = pick_device(device, Ranks())
-    return EmbeddedEngine(TransformerPolicy(load_causal_lm(folder, getattr(torch, dtype)).to(place)), max_rows=rows)
+    policy = load_policy(folder, dtype=getattr(torch, dtype), device=pick_device(device, Ranks()), longest=longest)
+    return EmbeddedEngine(policy, max_rows=rows)

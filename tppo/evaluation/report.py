@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
@@ -18,12 +18,33 @@ from tppo.evaluation.paired import Paired
 from tppo.evaluation.scores import Ballot, Score, avg_at, maj_at, pass_at, wilson
 from tppo.evaluation.store import EvalFolder, Generation, read_generations, read_manifest
 from tppo.grading.answers import vote_key
+from tppo.ranges import Range
+from tppo.shapes import misfit
 from tppo.types import Prompt
 
 _COLUMNS = (
     *("id", "samples", "correct", "rate", "rate_low", "rate_high"),
     *("truth", "majority", "mean_tokens", "truncated", "unanswered"),
 )
+
+
+class _Data(TypedDict):
+    """Of the problems of an evaluation."""
+
+    problems: Annotated[int, Range(1)]
+
+
+class _Settings(TypedDict):
+    """Of its sampling."""
+
+    k: Annotated[int, Range(1)]
+
+
+class _Manifest(TypedDict):
+    """eval.json, as far as a comparison reads it."""
+
+    data: _Data
+    settings: _Settings
 
 
 @dataclass(frozen=True)
@@ -177,10 +198,9 @@ def read_correct(folder: Path) -> dict[str, list[bool]]:
     found: dict[str, list[tuple[int, bool]]] = {}
     for g in generations:
         found.setdefault(g.problem, []).append((g.sample, g.correct))
-    try:
-        expected = int(manifest["data"]["problems"]), int(manifest["settings"]["k"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: its manifest does not say how many responses it has ({error!r})") from None
+    if wrong := misfit(_Manifest, manifest):
+        raise DataError(f"{folder}: its manifest does not say how many responses it has: {wrong}")
+    expected = manifest["data"]["problems"], manifest["settings"]["k"]
     if torn or len(found) != expected[0] or any(len(row) != expected[1] for row in found.values()):
         raise DataError(
             f"{folder} holds {len(generations)} of {expected[0] * expected[1]} responses: expected a finished "

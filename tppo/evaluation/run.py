@@ -17,7 +17,7 @@ from tppo.errors import DataError
 from tppo.evaluation.store import EvalFolder, Generation
 from tppo.grading.answers import find_answer
 from tppo.grading.reward import SubmittingReward
-from tppo.ranges import Range
+from tppo.ranges import HOT, SEED, TOKENS, Range
 from tppo.types import EVALUATION_UIDS, Continuation, GenerationRequest, Prompt, Sampling
 
 
@@ -27,13 +27,13 @@ class EvalSettings:
 
     k: Annotated[int, Range(1, 1000, unit="samples")] = 32
     """Responses to each problem."""
-    max_new_tokens: Annotated[int, Range(1, unit="tokens")] = 24576
+    max_new_tokens: Annotated[int, Range(1, TOKENS, unit="tokens")] = 24576
     """Cap of a response."""
-    temperature: Annotated[float, Range(0)] = 1.0
+    temperature: Annotated[float, Range(0, HOT)] = 1.0
     """Of sampling; 0 is greedy."""
     top_p: Annotated[float, Range(0, 1, above=True)] = 0.7
     """Nucleus; 1 is off. VAPO (arXiv 2504.05118) evaluates with temperature 1.0 and top-p 0.7."""
-    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    seed: Annotated[int, Range(0, SEED)] = 0
     """Of sampling."""
 
 

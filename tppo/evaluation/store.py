@@ -11,12 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from tppo.data.chat import check_moment
 from tppo.errors import ConfigError, DataError
-from tppo.files import check_writable, is_free, write_json, write_whole
+from tppo.files import check_writable, is_free, parse_json, read_file, read_object, write_json, write_whole, writing_to
+from tppo.shapes import misfit
 
 MANIFEST, GENERATIONS = "eval.json", "generations.jsonl"
-_FREE = {"model.path", "model.name", "data.path", "environment"}
-"""Fields of the manifest that may change: where the same content lies, and on which machine."""
+_FREE = {"model.path", "model.name", "data.path", "environment", "started"}
+"""Fields of the manifest that may change: where the same content lies, on which machine, and when it began: what of
+that reaches the prompts is in their hash.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,19 +66,25 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], path: str 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises ConfigError when the folder holds no evaluation."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict):
-            raise TypeError(f"it holds a {type(manifest).__name__}")
-    except (OSError, ValueError, TypeError) as error:
+        return read_object(folder / MANIFEST)
+    except DataError as error:
         raise ConfigError("folder", str(folder), f"an evaluation with a readable {MANIFEST}", str(error)) from None
-    return manifest
+
+
+def moment_of(folder: Path) -> str:
+    """When the evaluation in a folder began, in ISO 8601; empty where there is none, or none that says so."""
+    if not (folder / MANIFEST).is_file():
+        return ""
+    found = read_manifest(folder).get("started", "")
+    check_moment(str(folder / MANIFEST), found)
+    return str(found)
 
 
 def check_evaluation_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the folder is new, empty, or holds an evaluation with the same manifest."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("out", str(folder), "a folder")
     if not is_free(folder):
+        if not folder.is_dir():
+            raise ConfigError("out", str(folder), "a folder")
         if not (folder / MANIFEST).exists():
             raise ConfigError("out", str(folder), "an empty folder or one with an evaluation", "choose another")
         if changed := differences(read_manifest(folder), json.loads(json.dumps(manifest))):
@@ -90,7 +100,10 @@ def check_evaluation_folder(folder: Path, manifest: Mapping[str, Any]) -> None:
 def read_generations(folder: Path) -> tuple[list[Generation], int]:
     """(whole lines, bytes of a torn last line). Raises DataError with the line of anything else that is wrong."""
     path = folder / GENERATIONS
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = read_file(path) if os.path.lexists(path) else b""
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     *lines, tail = data.split(b"\n")
     torn = len(tail)
     found: list[Generation] = []
@@ -98,7 +111,7 @@ def read_generations(folder: Path) -> tuple[list[Generation], int]:
     for number, line in enumerate(lines, 1):
         try:
             generation = _parse(line)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}; expected a generation; mend or move the file") from None
         if (generation.problem, generation.sample) in seen:
             raise DataError(f"{path}, line {number}: {generation.problem!r}, sample {generation.sample} is there twice")
@@ -108,12 +121,10 @@ def read_generations(folder: Path) -> tuple[list[Generation], int]:
 
 
 def _parse(line: bytes) -> Generation:
-    generation = Generation(**json.loads(line))
-    kinds = {"problem": str, "sample": int, "tokens": int, "correct": bool, "text": str}
-    for name, kind in kinds.items():
-        if not isinstance(getattr(generation, name), kind):
-            raise TypeError(f"{name} is not {kind.__name__}")
-    return generation
+    found = parse_json(line)
+    if wrong := misfit(Generation, found):
+        raise ValueError(wrong)
+    return Generation(**found)
 
 
 class EvalFolder:
@@ -131,10 +142,12 @@ class EvalFolder:
 
         check_evaluation_folder(path, manifest)
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / MANIFEST).exists():
-            self.write_json(MANIFEST, {**manifest, "environment": environment})
-        self._file = (path / GENERATIONS).open("ab")
+        read_generations(path)  # before it is opened: what is no file must not be
+        with writing_to(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if not (path / MANIFEST).exists():
+                self.write_json(MANIFEST, {**manifest, "environment": environment})
+            self._file = (path / GENERATIONS).open("ab")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however it ends
             self.done, self.dropped = read_generations(path)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -27,7 +28,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from tppo.errors import ConfigError, TPPOError
 from tppo.grading.worker import receive
 
 Verdict = Literal["ok", "timeout", "memory", "died", "error"]
+Argument = str | float | None | Sequence[int]
 MAX_REPLY = 16 * 2**20
 """Longest reply a worker may send [bytes]; a longer one counts as "died"."""
 CALLS_PER_WORKER = 500
@@ -47,7 +49,14 @@ START_SECONDS = 120.0
 
 
 class SandboxError(TPPOError, RuntimeError):
-    """The pool itself cannot work: the function cannot be imported, or the pool is closed or another process's."""
+    """The pool itself cannot work: the function cannot be imported, or the pool is closed or another process's.
+
+    problem: what importing it raised.
+    """
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        self.problem = problem
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +79,11 @@ class _Template:
     It alone kills and reaps them, so a process id is never killed after it has passed to another process.
     """
 
-    def __init__(self, function: str, warm_up: str, memory: int) -> None:
+    def __init__(self, function: str, warm_up: str, memory: int, arguments: Sequence[str]) -> None:
         self.control, theirs = socket.socketpair()
         boot = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
         boot += "from tppo.grading.worker import template; template()"
-        job = [str(theirs.fileno()), function, warm_up, str(memory)]
+        job = [str(theirs.fileno()), function, warm_up, str(memory), *arguments]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self.process = subprocess.Popen(
             [sys.executable, "-c", boot, json.dumps([str(Path(p).resolve()) for p in sys.path]), *job],
@@ -88,10 +97,10 @@ class _Template:
         try:
             problem = receive(self.control, time.monotonic() + START_SECONDS)
         except (OSError, EOFError) as error:
-            problem = f"the template process did not start: {type(error).__name__}"
+            problem = f"the process that imports it ended, or took {START_SECONDS:g} s: {type(error).__name__}"
         if problem:
             self.close()
-            raise SandboxError(f"cannot run {function}: {problem}")
+            raise SandboxError(f"cannot run {function}: {problem}", problem)
 
     def fork(self) -> tuple[int, socket.socket]:
         """A fresh worker: its process id and the socket to it. Raises OSError or EOFError when the template is gone."""
@@ -128,7 +137,7 @@ class WorkerPool:
     Raises ConfigError on a bad limit and SandboxError when the function cannot be imported.
 
     function: ``"module:name"`` of an importable function.
-    warm_up: likewise, called once in the template; optional.
+    warm_up: likewise, called once in the template with these arguments; optional.
     seconds: wall-time limit of a call [s].
     memory: address space of a worker [bytes], the imports included.
 
@@ -138,7 +147,14 @@ class WorkerPool:
     """
 
     def __init__(
-        self, function: str, *, workers: int = 1, seconds: float = 3.0, memory: int = 2**30, warm_up: str = ""
+        self,
+        function: str,
+        *,
+        workers: int = 1,
+        seconds: float = 3.0,
+        memory: int = 2**30,
+        warm_up: str = "",
+        arguments: Sequence[str] = (),
     ) -> None:
         if workers < 1:
             raise ConfigError("workers", workers, "at least 1")
@@ -146,7 +162,7 @@ class WorkerPool:
             raise ConfigError("seconds", seconds, "a finite number of seconds above 0")
         if memory < 2**26:
             raise ConfigError("memory", memory, "at least 64 MiB, in bytes", "the worker's imports need that much")
-        self.function, self.warm_up, self.seconds, self.memory = function, warm_up, seconds, memory
+        self.function, self.seconds = function, seconds
         self.slowest = 0.0
         """The longest call so far [s]."""
         self._counts: Counter[str] = Counter()
@@ -154,7 +170,8 @@ class WorkerPool:
         self._closed = False
         self._owner = os.getpid()
         self._jobs: queue.SimpleQueue[tuple[Future[Result], bytes | None]] = queue.SimpleQueue()
-        self._template = _Template(function, warm_up, memory)
+        self._start = functools.partial(_Template, function, warm_up, memory, tuple(arguments))
+        self._template = self._start()
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -166,7 +183,7 @@ class WorkerPool:
         with self._lock:
             return dict(self._counts)
 
-    def submit(self, *args: str | float | None) -> Future[Result]:
+    def submit(self, *args: Argument) -> Future[Result]:
         """Queue one call. The future never holds an exception of the function, only SandboxError if the pool fails."""
         if os.getpid() != self._owner:  # Asked before the lock, which a thread that is not here may have held.
             raise SandboxError(
@@ -181,7 +198,7 @@ class WorkerPool:
             self._jobs.put((future, struct.pack("!Q", len(data)) + data))
         return future
 
-    def map(self, calls: Iterable[tuple[str | float | None, ...]]) -> list[Result]:
+    def map(self, calls: Iterable[tuple[Argument, ...]]) -> list[Result]:
         """The results of many calls, in their order."""
         return [future.result() for future in [self.submit(*args) for args in calls]]
 
@@ -219,7 +236,7 @@ class WorkerPool:
         except (OSError, EOFError):
             self._template.process.kill()
             self._template.close()
-            self._template = _Template(self.function, self.warm_up, self.memory)
+            self._template = self._start()
             return self._template.fork()
 
     def _serve(self) -> None:

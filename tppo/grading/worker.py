@@ -65,14 +65,16 @@ def template() -> None:
     import gc
 
     control = socket.socket(fileno=int(sys.argv[2]))
-    function, warm_up, memory = sys.argv[3], sys.argv[4], int(sys.argv[5])
+    function, warm_up, memory, arguments = sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6:]
     sys.dont_write_bytecode = True
     try:
         call = _named(function)
         if warm_up:
-            _named(warm_up)()
+            _named(warm_up)(*arguments)
         prctl = ctypes.CDLL(None).prctl
-    except Exception as error:
+        if (used := _address_space()) > memory:
+            raise MemoryError(f"its imports take {used >> 20} MiB of address space, the limit is {memory >> 20} MiB")
+    except BaseException as error:  # what is imported may raise anything, an exit too
         send(control, f"{type(error).__name__}: {error}")
         return
     gc.freeze()
@@ -97,6 +99,12 @@ def template() -> None:
             if not ended:
                 _, status = os.waitpid(pid, 0)
             send(control, os.waitstatus_to_exitcode(status))
+
+
+def _address_space() -> int:
+    """Of this process [bytes]."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
@@ -127,6 +135,8 @@ def _worker(sock: socket.socket, call: Callable[..., Any], memory: int) -> None:
                 break
             except MemoryError:
                 send(sock, ["memory", None, "MemoryError"])
+            except SystemExit as error:  # as where it is not caught: the process ends
+                os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
             except BaseException as error:
                 send(sock, ["error", None, f"{type(error).__name__}: {error}"[:500]])
     finally:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from tppo.algorithms.base import Auxiliary, Columns, Context, Parts
+from tppo.errors import NonFiniteError
 from tppo.fit.optim import ModelOptimizer
 from tppo.fit.options import Optimizer
 from tppo.models.base import Model, PolicyModel
 from tppo.models.call import Call
+from tppo.ranks.shard import full
 from tppo.types import Batch
 
 
@@ -45,6 +48,19 @@ class Networks:
             return made
 
         return columns if living else None
+
+    def check_finite(self, step: int) -> None:
+        """Raise NonFiniteError, after so many steps, for a weight that is not finite; asked before weights are saved.
+
+        An update with finite gradients can still overflow. Ranks must all call.
+        """
+        for name, model in self.models.items():
+            for weight, p in model.named_parameters():
+                largest = full(vector_norm(p.detach(), ord=float("inf")))
+                if not bool(largest.isfinite()):
+                    count = int((~full(p.detach()).isfinite()).sum())
+                    spared = "no checkpoint or policy was saved with it"
+                    raise NonFiniteError(f"weight {weight} of {name}", [], count, step=step, spared=spared)
 
     def follow(self) -> None:
         """Tell every auxiliary of a step of the policy's optimiser."""

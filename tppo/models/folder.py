@@ -1,4 +1,4 @@
-"""Model folders in the Hugging Face format: what must be in them, and loading policy and critic.
+"""Model folders in the Hugging Face format: loading policy and critic, and writing them.
 
 Weights are read from safetensors only, and no code from a model folder is ever run.
 """
@@ -6,82 +6,87 @@ Weights are read from safetensors only, and no code from a model folder is ever 
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tppo.errors import ConfigError
 from tppo.files import write_whole
+from tppo.models.contents import check_enough, check_model_folder, check_numbers, stored_weights
 
+LINE = 200
+"""Longest message of another library that is quoted [characters]."""
 FILE_BYTES = 4 * 2**30
 """Largest weight file that `export` writes."""
 
 if TYPE_CHECKING:
+    import torch
+
     from tppo.models.base import Model, PolicyModel
     from tppo.models.transformer import TransformerCritic, TransformerPolicy
     from tppo.ranks.ranks import Ranks
 
 
-def check_model_folder(folder: Path, *, tokenizer: bool = True) -> dict[str, Any]:
-    """The config of a complete model folder. Raises ConfigError that names every missing piece.
+def read_config(folder: Path) -> Any:
+    """The transformers configuration of a model folder, without its weights. Raises ConfigError."""
+    from transformers import AutoConfig
 
-    tokenizer: whether one is needed.
-    """
-    if not folder.is_dir():
-        raise ConfigError("model", str(folder), "an existing folder with a model", "or a known name")
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConfigError("model", str(index), "an index of weights", f"{type(error).__name__}: {error}") from None
-        missing += [name for name in shards if not (folder / name).is_file()]
-    elif not (folder / "model.safetensors").is_file():
-        missing.append("model.safetensors")
-    if tokenizer and not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        missing.append("tokenizer.json")
-    if missing:
-        shown = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-        raise ConfigError("model", str(folder), f"a complete model folder; missing: {shown}", "download it again")
+    check_model_folder(folder, tokenizer=False, weights=False)
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError(f"it holds a {type(config).__name__}")
-    except (ValueError, TypeError) as error:
-        raise ConfigError("model", str(folder / "config.json"), "a JSON object", str(error)) from None
-    return config
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a configuration's own checks and arithmetic raise
+        raise ConfigError(
+            "model", str(folder / "config.json"), "a configuration that transformers knows", first_line(error)
+        ) from None
 
 
-def context_length(folder: Path) -> int | None:
-    """Positions of the model [tokens], or None when its config does not say."""
-    found = check_model_folder(folder).get("max_position_embeddings")
-    return int(found) if found else None
+def first_line(error: BaseException) -> str:
+    r"""What an exception says, on one line.
+
+    >>> first_line(ValueError("no such thing:\n  x"))
+    'no such thing: x'
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= LINE else said[: LINE - 3] + "..."
 
 
 def load_causal_lm(folder: Path, dtype: Any = None) -> Any:
-    """A causal language model in ``dtype`` (float32 if None). Raises ConfigError for a folder that cannot be loaded."""
+    """A causal language model by transformers' own loader, in ``dtype`` (float32 if None). Raises ConfigError."""
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    check_model_folder(folder, tokenizer=False)
+    _check_weights(folder, empty_causal_lm(folder))
     logging.disable_progress_bar()
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False,
             output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("model", str(folder), "a causal language model that transformers loads", said) from error
+    except Exception as error:
+        expected = "a causal language model that transformers loads"
+        raise ConfigError("model", str(folder), expected, first_line(error)) from error
     if missing := sorted(info["missing_keys"]):  # transformers would make these up
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
         raise ConfigError("model", str(folder), f"every weight of its config.json; missing: {shown}")
     check_head(folder, model.config)
+    check_finite_weights(dict(model.named_parameters()), folder)
     return model
+
+
+def load_policy(folder: Path, *, dtype: Any, device: Any, longest: int | None) -> TransformerPolicy:
+    """A policy for the embedded engine, read and checked as training reads and checks its own. Raises ConfigError.
+
+    longest: prompt and response together [tokens].
+    """
+    from tppo.models.place import place
+    from tppo.ranks.ranks import Ranks
+
+    policy = policy_of(folder, recompute=False, dtype=dtype)
+    place(policy, lambda model: fill(model, folder), device, Ranks())
+    policy.check(longest=longest, decodes=True, packed=False)
+    return policy
 
 
 def check_head(folder: Path, config: Any) -> None:
@@ -101,27 +106,62 @@ def check_head(folder: Path, config: Any) -> None:
     )  # fmt: skip
 
 
-def empty_causal_lm(folder: Path) -> Any:
-    """The model of a folder without its weights: shapes only, on the "meta" device, to be filled by `fill`."""
+def empty_causal_lm(folder: Path, dtype: Any = None) -> Any:
+    """The model of a folder without its weights: shapes only, on the "meta" device, to be filled by `fill`.
+
+    dtype: of its weights; None is float32. Raises ConfigError for what transformers does not know.
+    """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     check_model_folder(folder, tokenizer=False)
+    config = read_config(folder)
+    check_enough(stored_weights(folder), getattr(config, "num_hidden_layers", None), folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        if (folder / "generation_config.json").is_file():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, trust_remote_code=False)
+    except Exception as error:
+        expected = "a configuration of a causal language model that transformers knows"
+        raise ConfigError("model", str(folder / "config.json"), expected, first_line(error)) from error
+    if (folder / "generation_config.json").is_file():
+        try:
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError("model", str(folder), "a causal language model that transformers knows", said) from error
+        except Exception as error:
+            expected = "a generation config that transformers takes"
+            raise ConfigError("model", str(folder / "generation_config.json"), expected, first_line(error)) from None
     return model
 
 
-def policy_of(folder: Path, *, recompute: bool) -> TransformerPolicy:
+def _check_weights(folder: Path, model: Any) -> None:
+    """Raise ConfigError where the files cannot hold the weights of a model; before any room is made for them."""
+    weights = {id(p): p.numel() for p in model.parameters()}
+    check_numbers(stored_weights(folder), sum(weights.values()), folder)
+
+
+def check_finite_weights(named: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Raise ConfigError for a weight that is not finite, by its name. Sharded ones: every rank must call."""
+    import torch
+
+    from tppo.ranks.shard import full
+
+    for name, weight in named.items():
+        largest = full(torch.linalg.vector_norm(weight.detach(), ord=float("inf")))
+        if not bool(torch.isfinite(largest)):
+            raise ConfigError("model", str(source), f"finite weights; {name} has {float(largest)}", "it is damaged")
+
+
+def policy_of(folder: Path, *, recompute: bool, dtype: Any = None) -> TransformerPolicy:
     """The policy of a folder, on the "meta" device. recompute: activations again in the backward pass."""
-    return as_policy(empty_causal_lm(folder), recompute=recompute)
+    model = empty_causal_lm(folder, dtype)
+    _check_weights(folder, model)
+    policy = as_policy(model, recompute=recompute)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:  # as `export` does it, after the last step
+            _export_settings(policy, Path(scratch))
+    except Exception as error:
+        expected = "a configuration that transformers writes again"
+        raise ConfigError("model", str(folder / "config.json"), expected, first_line(error)) from None
+    return policy
 
 
 def critic_of(folder: Path, *, recompute: bool) -> TransformerCritic:
@@ -170,10 +210,12 @@ def fill(model: Model, folder: Path) -> None:
         for module in inner.modules():
             if module._non_persistent_buffers_set:  # rotary frequencies: computed, not stored
                 inner._init_weights(module)
+    stored_weights(folder)
     try:
         read_weights(folder, model.file_names())
     except (OSError, ValueError, KeyError) as error:
         _fill_through_transformers(model, folder, error)
+    check_finite_weights(model.file_names(), folder)
     if isinstance(model, TransformerCritic):
         torch.nn.init.zeros_(model.head.weight)
         torch.nn.init.zeros_(model.head.bias)
@@ -211,13 +253,10 @@ def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
     from tppo.ranks.shard import full_weights
 
     assert isinstance(policy, TransformerPolicy)
-    model, main = policy.hugging_face, ranks.main
+    main = ranks.main
     if main:
         folder.mkdir(parents=True, exist_ok=True)
-        model.config.save_pretrained(folder)
-        if model.can_generate():
-            # As it was: transformers refuses to save what it accepts, such as a temperature without sampling.
-            write_whole(folder / "generation_config.json", model.generation_config.to_json_string(use_diff=True) + "\n")
+        _export_settings(policy, folder)
     files: list[dict[str, Any]] = [{}]
     sizes, weight_map = [0], dict[str, str]()
 
@@ -240,6 +279,14 @@ def export(policy: PolicyModel, folder: Path, ranks: Ranks) -> None:
         write()
         _name_parts(folder, weight_map, len(files), sum(sizes))
     ranks.barrier()
+
+
+def _export_settings(policy: TransformerPolicy, folder: Path) -> None:
+    model = policy.hugging_face
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        # As it was: transformers refuses to save what it accepts, such as a temperature without sampling.
+        write_whole(folder / "generation_config.json", model.generation_config.to_json_string(use_diff=True) + "\n")
 
 
 def _name_parts(folder: Path, weight_map: dict[str, str], count: int, size: int) -> None:

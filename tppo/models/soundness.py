@@ -32,11 +32,12 @@ def without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(module, name, 0.0)
     config = getattr(model, "config", None)
     for name, value in list(vars(config).items()) if config is not None else ():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and ("dropout" in name or name.endswith("pdrop")):
             setattr(config, name, 0.0)
 
 
@@ -91,6 +92,8 @@ def _compare(policy: Any, *, decodes: bool, packed: bool) -> None:
         own = policy(lambda p: p.hugging_face(input_ids=ids, use_cache=False).logits[0].float())
         ours = policy(lambda p: p.logits(p.hidden(ids)[0]).float())
     kind = type(policy.hugging_face).__name__
+    if not bool(own.isfinite().all()):
+        raise ConfigError("model", kind, "finite logits", "its own forward pass gives NaN or infinity")
     if _apart(ours, own) > tolerance:
         raise ConfigError(
             "model",

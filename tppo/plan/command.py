@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tppo.errors import ConfigError
+from tppo.files import writing_to
+from tppo.ranges import GPUS, TOKENS, Range, check_leaf
 
 if TYPE_CHECKING:
     from tppo.algorithms.base import Parts
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
     from tppo.plan.track import Figures, Job
 
 GIB = 2**30
+NUMBERS: dict[str, Any] = {
+    "gpus": Annotated[int, Range(1, GPUS, unit="GPUs")],
+    "gpu-memory": Annotated[float, Range(0, 100_000, above=True, unit="GiB")] | None,
+    "reserve": Annotated[float, Range(0, 100_000, unit="GiB")],
+    "median": Annotated[float, Range(0, TOKENS, above=True, unit="tokens")] | None,
+    "sigma": Annotated[float, Range(0, 10, above=True)],
+}
+"""What the numbers of the command line may be."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +85,34 @@ def command(known: argparse.Namespace, config: RunConfig) -> int:
     options = Options(
         known.gpus, known.gpu, known.gpu_memory, known.reserve, known.median, known.sigma, not known.no_search
     )
-    if known.json is not None and not known.json.absolute().parent.is_dir():
-        raise ConfigError("json", str(known.json), "a file in an existing folder")
+    if known.json is not None:
+        _check_file(known.json)
     plan = make_plan(config, options)
     print(text(plan))
     if known.json is not None:
-        known.json.write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
+        with writing_to(known.json, "json"):
+            known.json.write_text(json.dumps(as_json(plan), indent=2) + "\n", encoding="utf-8")
     return 0 if plan.tracked.fits else 2
+
+
+def _check_file(path: Path) -> None:
+    """Raise ConfigError for what cannot be the name of a file, before the work."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise ConfigError("json", str(path), "a file that can be written", str(error)) from None
+    if os.path.isdir(path) or not os.path.isdir(path.parent) or not os.access(path.parent, os.W_OK):
+        raise ConfigError("json", str(path), "a file in an existing folder")
 
 
 def make_plan(config: RunConfig, options: Options) -> Plan:
     """Track, price, and search if it does not fit. Raises ConfigError for what cannot be planned."""
+    from tppo.models.sizes import sizes
     from tppo.plan.clock import TimeQuestion, predict
     from tppo.plan.engine import WORKSPACE, host_memory
-    from tppo.plan.formula import estimate, sizes
+    from tppo.plan.formula import estimate
     from tppo.plan.gpus import GPUS, gpu_name
     from tppo.plan.report import Plan
     from tppo.plan.track import count, track
@@ -148,13 +172,11 @@ def _models(kind: str, numbers: str, others: Sequence[str]) -> str:
 def check(config: RunConfig, options: Options, shape: ModelShape) -> None:
     """What depends on the launch. Raises ConfigError."""
     gpus, parallel = options.gpus, config.vllm.tensor_parallel
-    if gpus < 1:
-        raise ConfigError("gpus", gpus, "a number in [1, inf) [GPUs]")
-    for name, value in (("gpu-memory", options.memory), ("median", options.median), ("sigma", options.sigma)):
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(name, value, "a number in (0, inf)")
-    if not 0 <= options.reserve < math.inf:
-        raise ConfigError("reserve", options.reserve, "a number in [0, inf) [GiB]")
+    for name, value in (
+        ("gpus", gpus), ("gpu-memory", options.memory), ("reserve", options.reserve), ("median", options.median),
+        ("sigma", options.sigma),
+    ):  # fmt: skip
+        check_leaf(name, NUMBERS[name], value)
     longest = shape.prompt_tokens + config.rollout.max_response_tokens
     positions = getattr(shape.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
@@ -223,9 +245,9 @@ def most_tokens(parts: Parts, terms: Sequence[Term], cap: int) -> int:
 def _budget(
     config: RunConfig, shape: ModelShape, gpus: int, figures: dict[str, Figures], memory: int, options: Options
 ) -> Budget:
+    from tppo.models.sizes import sizes
     from tppo.plan.budget import budget
     from tppo.plan.engine import engine_memory
-    from tppo.plan.formula import sizes
 
     positions = getattr(shape.config, "max_position_embeddings", None) or 2**62
     engine = engine_memory(

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from array import array
 from dataclasses import dataclass
 
+from tppo.config.demand import token_bytes
 from tppo.config.run import RunConfig
-from tppo.engines.memory import BYTES, GIB, MemoryPlan
-from tppo.plan.formula import Sizes
+from tppo.engines.memory import BYTES, EMBEDDED_ROWS, GIB, MemoryPlan
+from tppo.models.sizes import Sizes
 
 WORKSPACE = 2 * GIB
 """Activations and buffers of vLLM inside its share, assumed [byte]."""
-STEP_BYTES = 64
-"""Of each token in flight, in what a step computes (values, log-probabilities, advantages, returns, masks), assumed."""
-EMBEDDED_ROWS = 1024
-"""Rows that the embedded engine decodes at a time."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +84,3 @@ def host_memory(config: RunConfig, prompt: int, in_flight: float | None, offload
     worst = slots * config.rollout.max_response_tokens * per_token + prompts
     expected = None if in_flight is None else int(in_flight * per_token) + prompts
     return HostMemory(per_token, expected, worst, offloaded)
-
-
-def token_bytes() -> int:
-    """Bytes of one token of a response in flight, counted on a real one: its arrays, the batch's, and the step's."""
-    import torch
-
-    from tppo.types import Batch, Prompt, Response
-
-    count = 256
-    response = Response(0, 0, Prompt("0", (0,)))
-    response.extend([0] * count, [0.0] * count, 0)
-    response.values.extend([0.0] * count)
-    arrays = [v for v in (getattr(response, f.name) for f in dataclasses.fields(response)) if isinstance(v, array)]
-    batch = Batch.of([response])
-    tensors = [v for v in (getattr(batch, f.name) for f in dataclasses.fields(batch)) if isinstance(v, torch.Tensor)]
-    tensors += batch.sequences
-    own = sum(len(a) * a.itemsize for a in arrays)
-    flat = sum(t.nbytes for t in tensors if len(t) >= count)
-    return round((own + flat) / count) + STEP_BYTES

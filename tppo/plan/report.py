@@ -52,7 +52,7 @@ def text(plan: Plan) -> str:
         f"Engine: {plan.tracked.engine.note}",
         f"{'asleep while the models train' if plan.tracked.engine.asleep else 'awake while the models train'}",
         "",
-        *_host(plan.host),
+        *_host(plan.host, plan.gpus),
         "",
         *_time(plan),
         "Assumed:",
@@ -92,13 +92,14 @@ def memory_table(tracked: Budget, formula: Budget) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:-2], "-" * len(lines[0]), *lines[-2:]])
 
 
-def _host(host: HostMemory) -> list[str]:
+def _host(host: HostMemory, gpus: int) -> list[str]:
+    here = min(gpus, GPUS_PER_HOST)
     expected = "" if host.expected is None else f"{_size(host.expected)} expected, "
     lines = [
         f"Machine: every rank holds all responses in flight, {host.per_token} bytes a token: {expected}"
-        f"{_size(host.worst)} if all were as long as the cap; times {GPUS_PER_HOST} ranks a machine "
-        f"{_size(GPUS_PER_HOST * (host.expected if host.expected is not None else host.worst))} to "
-        f"{_size(GPUS_PER_HOST * host.worst)}"
+        f"{_size(host.worst)} if all were as long as the cap; times {here} rank{'s' if here > 1 else ''} a machine "
+        f"{_size(here * (host.expected if host.expected is not None else host.worst))} to "
+        f"{_size(here * host.worst)}"
     ]
     if host.offloaded:
         lines.append(f"  and {_size(host.offloaded)} of offloaded shards and optimiser a rank")

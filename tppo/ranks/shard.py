@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from tppo.files import utf8_name
 from tppo.ranks.ranks import Ranks
 
 
@@ -108,7 +109,8 @@ def own_files(ranks: Ranks) -> str:
 
 def stored_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each tensor in a folder of safetensors files, by name."""
-    found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    with utf8_name(folder) as path:
+        found = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     return {
         name: (tuple(m.size), m.properties.dtype) for name, m in found.items() if isinstance(m, TensorStorageMetadata)
     }
@@ -118,7 +120,8 @@ def stored_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype
 def read_tensors(folder: Path, into: Mapping[str, torch.Tensor]) -> None:
     """Copy stored tensors in place, converted to the dtypes they go to; of a sharded one each rank reads its part."""
     quiet_torch()
-    dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=True)
+    with utf8_name(folder) as path:
+        dcp.load(dict(into), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
 
 
 def quiet_torch() -> None:

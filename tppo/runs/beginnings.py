@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,8 +20,8 @@ def find_beginnings(config: RunConfig) -> dict[str, Path]:
     for aux in checked_parts(config.algorithm, config.rollout).auxiliaries:
         if not aux.begins_with:
             continue
-        field, path = f"algorithm.{aux.name}.start", Path(aux.begins_with).expanduser()
-        if not path.is_dir():
+        field, path = f"algorithm.{aux.name}.start", Path(os.path.expanduser(aux.begins_with))
+        if not os.path.isdir(path):
             raise ConfigError(field, aux.begins_with, "the folder of a run or of one of its checkpoints")
         try:
             found[aux.name] = newest(path)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 
 import torch
 
 from tppo.algorithms.check import checked_parts
+from tppo.config.demand import check_demand, demand, shape_of
 from tppo.config.run import RunConfig, validate
+from tppo.data.chat import now
 from tppo.data.workload import Workload
 from tppo.engines.base import Engine
 from tppo.engines.embedded import EmbeddedEngine
 from tppo.engines.sharded import ShardedEngine
 from tppo.engines.vllm import VLLM_REMEDY
+from tppo.environment import machine_memory
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
 from tppo.models.base import Model, PackedModel, PolicyModel
@@ -32,10 +37,12 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     """
     ranks = current() if ranks is None else ranks
     validate(config)
+    config = with_start(config, ranks)
     if config.engine == "vllm" and open_engine is None and importlib.util.find_spec("vllm") is None:
         raise ConfigError("engine", "vllm", "the package vllm", VLLM_REMEDY)  # before any weight is read
     check_ranks(config, ranks)
     device = pick_device(config.compute.device, ranks)
+    check_memory(config, ranks, device, generates=open_engine is None)
     workload = config.task.build(config, ranks)
     models = networks(config, workload)
     spare = copy.deepcopy(workload.policy) if config.engine == "torch" and open_engine is None else None
@@ -55,12 +62,26 @@ def build_trainer(config: RunConfig, open_engine: OpenEngine | None = None, *, r
     return Trainer(config, workload, models, engine, ranks)
 
 
+def with_start(config: RunConfig, ranks: Ranks, before: str = "") -> RunConfig:
+    """The configuration with the moment of the run's start in it, the same on all ranks. before: of a run that goes on;
+    empty is now.
+    """
+    return dataclasses.replace(config, started=config.started or ranks.lead(lambda: before or now()))
+
+
+def check_memory(config: RunConfig, ranks: Ranks, device: torch.device, *, generates: bool) -> None:
+    """Raise ConfigError for a run that cannot fit this machine, shared among its ranks. generates: with an engine."""
+    memory, of_gpu = machine_memory(), None
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.joined else 1
+    if device.type == "cuda":
+        of_gpu = torch.cuda.get_device_properties(device).total_memory
+    needs = demand(config, ranks=ranks.size, generates=generates)
+    check_demand(config, needs, machine=None if memory is None else memory / here, device=of_gpu)
+
+
 def longest_row(config: RunConfig) -> int | None:
     """Most tokens of prompt and response together; None where the task cannot say."""
-    try:
-        shape = config.task.shape()
-    except ConfigError:  # a model whose shape is unknown before it is there: the plan refuses it, a run need not
-        return None
+    shape = shape_of(config)
     return None if shape is None else shape.prompt_tokens + config.rollout.max_response_tokens
 
 

@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from tppo.config.run import RunConfig
 from tppo.config.stored import as_dict
 from tppo.environment import environment, warn
 from tppo.errors import ConfigError, DataError
-from tppo.files import check_writable, is_free, plain, write_json, writing_to
+from tppo.files import check_writable, is_free, parse_json, plain, read_file, read_object, write_json, writing_to
+from tppo.loop.vocabulary import is_declared
+from tppo.ranges import Range
+from tppo.shapes import misfit
+
+_PARTS = {
+    "config.json": os.path.isfile, "metrics.jsonl": os.path.isfile, "metrics.replaced.jsonl": os.path.isfile,
+    "summary.json": os.path.isfile, "curves.png": os.path.isfile, "policy": os.path.isdir, "checkpoints": os.path.isdir,
+}  # fmt: skip
+"""What a run writes, and what it must be where it is there already."""
 
 
 class RunFolder:
@@ -101,6 +111,7 @@ class RunFolder:
             tail = file.read()
             if file.seek(0, os.SEEK_END) < size:
                 raise DataError(f"{path} has {file.tell()} bytes, the checkpoint says {size}: was it edited?")
+        read_metrics(path, size)
         if tail:
             with (self.path / "metrics.replaced.jsonl").open("ab") as kept:
                 kept.write(tail)
@@ -142,6 +153,12 @@ def check_run_folder(path: Path, config: RunConfig, *, resume: bool = False) -> 
     if not is_free(path) and not (resume and path.is_dir()):
         remedy = "choose another or move it; --resume auto goes on with the run in it"
         raise ConfigError("out", str(path), "a folder that is empty or does not exist", remedy)
+    for name, is_right in _PARTS.items():  # to open a pipe would wait for ever
+        if os.path.lexists(path / name) and not is_right(path / name):
+            kind = "file" if is_right is os.path.isfile else "folder"
+            raise ConfigError("out", str(path), f"a run whose {name} is a {kind}", "move it away")
+        if os.path.isdir(path / name):
+            check_writable(path / name)
     check_writable(path)
     if config.tensorboard:
         _tensorboard()
@@ -161,26 +178,68 @@ def _lock(file: Any, path: Path) -> None:
 
 def _history(path: Path) -> list[Any]:
     try:
-        return list(json.loads((path / "config.json").read_text(encoding="utf-8")).get("resumed", []))
-    except (OSError, ValueError, AttributeError, TypeError):
+        found = read_object(path / "config.json").get("resumed", [])
+        return found if isinstance(found, list) else []
+    except DataError:
         return []
 
 
 def free_folder(recipe: str, root: Path = Path("runs")) -> Path:
     """runs/RECIPE, or runs/RECIPE-2, -3, ... when that exists."""
-    candidates = [root / recipe, *(root / f"{recipe}-{n}" for n in range(2, 10_000))]
-    return next(path for path in candidates if not path.exists())
+    names = itertools.chain([recipe], (f"{recipe}-{n}" for n in itertools.count(2)))
+    return next(root / name for name in names if not os.path.lexists(root / name))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl. Raises DataError with the line number of an unreadable one."""
+class Row(TypedDict):
+    """What a line of metrics.jsonl must have."""
+
+    step: Annotated[int, Range(0)]
+    train_seconds: NotRequired[float]
+    tokens_generated: NotRequired[Annotated[int, Range(0)]]
+
+
+class Summary(TypedDict):
+    """What is read of a summary.json; more is in it."""
+
+    recipe: NotRequired[str]
+    algorithm: NotRequired[str]
+    seed: NotRequired[int]
+    train_seconds: NotRequired[float]
+    solve_rate_base: NotRequired[float | None]
+    solve_rate_base_se: NotRequired[float | None]
+    solve_rate_final: NotRequired[float | None]
+    solve_rate_final_se: NotRequired[float | None]
+
+
+def read_metrics(path: Path, size: int | None = None) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, those in the first ``size`` bytes or all. Raises DataError with the line number of one
+    that is unreadable or no line of metrics.
+    """
+    try:
+        lines = read_file(path)[:size].splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            row = parse_json(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        wrong = misfit(Row, row) or next(
+            (w for name, value in row.items() if is_declared(name) and (w := misfit(float | None, value, name))), ""
+        )
+        if wrong:
+            raise DataError(f"{path}, line {number}: {wrong}")
+        rows.append(row)
     return rows
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary.json of a run. Raises DataError for one that cannot be read, and for what is no summary."""
+    summary = read_object(run / "summary.json")
+    if wrong := misfit(Summary, summary):
+        raise DataError(f"{run / 'summary.json'}: {wrong}")
+    return summary
 
 
 def _tensorboard() -> Any:

@@ -19,15 +19,16 @@ from tppo.data.workload import Workload
 from tppo.engines.base import EngineBase
 from tppo.environment import warn
 from tppo.errors import ConfigError, DataError, EngineError
-from tppo.files import write_whole
+from tppo.files import check_writable, is_free, write_whole
 from tppo.loop.metrics import PhaseClock, Step
 from tppo.loop.trainer import Trainer
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import full
 from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import restore, stored_config
+from tppo.runs.checkpoint.contents import restore
 from tppo.runs.checkpoint.files import verify
 from tppo.runs.checkpoint.responses import pack_responses, read_responses
+from tppo.runs.checkpoint.stored import read_checkpoint
 from tppo.types import Continuation, Response
 
 
@@ -36,12 +37,9 @@ class DumpFolder:
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
-        try:
-            if path.exists() and any(path.iterdir()) and not resume:
-                raise ConfigError("dump-rollouts", str(path), "a folder that is empty or does not exist")
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError("dump-rollouts", str(path), "a folder that can be written", str(error)) from None
+        if not is_free(path, "dump-rollouts") and not (resume and path.is_dir()):
+            raise ConfigError("dump-rollouts", str(path), "a folder that is empty or does not exist")
+        check_writable(path, "dump-rollouts")
 
     def write(self, trainer: Trainer, responses: Sequence[Response]) -> None:
         """The step that has just ended, and the hashes of the weights it made. A full disk is a warning."""
@@ -50,6 +48,7 @@ class DumpFolder:
         if not trainer.ranks.main:
             return
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             write_whole(dump_file(self.path, step), pack_responses(responses, about))
         except OSError as error:
             warn(f"the tokens of step {step} were not dumped ({error.strerror}); free disk space. Training goes on")
@@ -83,7 +82,7 @@ def replay(
     DataError when the dump lacks a step, or holds one that does not follow.
     """
     verify(checkpoint)
-    trainer = build_trainer(config or stored_config(checkpoint), _no_engine, ranks=ranks)
+    trainer = build_trainer(config or read_checkpoint(checkpoint).config, _no_engine, ranks=ranks)
     restore(trainer, checkpoint)
     slots = trainer.slots
     pools = (slots.in_flight, slots.queue, slots.waiting, slots.ready, *slots.shelf)

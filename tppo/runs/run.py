@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -13,14 +14,15 @@ from tqdm import tqdm
 
 from tppo.config.run import RunConfig
 from tppo.environment import warn
-from tppo.errors import ConfigError, EngineError, OutputError
+from tppo.errors import EngineError, OutputError, TPPOError
 from tppo.loop.held_out import EvalResult
 from tppo.loop.trainer import Trainer
 from tppo.ranks.ranks import Ranks, current
 from tppo.runs.beginnings import begin, find_beginnings
-from tppo.runs.build import build_trainer
-from tppo.runs.checkpoint.contents import Progress, capture, changed_packages, restore
+from tppo.runs.build import build_trainer, with_start
+from tppo.runs.checkpoint.contents import capture, restore
 from tppo.runs.checkpoint.store import CheckpointStore, Choice, choose, set_aside
+from tppo.runs.checkpoint.stored import Progress
 from tppo.runs.curves import draw_curves
 from tppo.runs.folder import NoFolder, Resumed, RunFolder, check_run_folder, read_metrics
 from tppo.runs.replay import DumpFolder
@@ -50,12 +52,15 @@ def run(
     """
     start = time.perf_counter()
     ranks = current() if ranks is None else ranks
+    config = dataclasses.replace(config, task=config.task.pinned())
     choice = ranks.lead(lambda: _choose(config, out, resume, allow_change))
-    dumps = None if dump is None else DumpFolder(dump, resume=resume is not None)
+    config = with_start(config, ranks, choice.started)
+    dumps = None if dump is None else ranks.lead(lambda: DumpFolder(dump, resume=resume is not None))
     for reason in choice.skipped:
         warn(f"skipped {reason}")
-    if choice.checkpoint is not None and (other := changed_packages(choice.checkpoint)):
-        warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {', '.join(other)}")
+    if choice.packages:
+        other = ", ".join(choice.packages)
+        warn(f"the checkpoint was made with other versions, equal bits are not to be expected: {other}")
     beginnings = ranks.lead(lambda: find_beginnings(config)) if choice.checkpoint is None else {}
     trainer = build_trainer(config, ranks=ranks)
     totals = Progress() if choice.checkpoint is None else restore(trainer, choice.checkpoint)
@@ -102,19 +107,18 @@ def run(
 
 
 def _choose(config: RunConfig, out: Path, resume: str | None, allow_change: Sequence[str]) -> Choice:
-    choice = Choice(None) if resume is None else choose(out, resume, config, allow_change)
     check_run_folder(out, config, resume=resume is not None)
-    return choice
+    return Choice(None) if resume is None else choose(out, resume, config, allow_change)
 
 
 def _open(out: Path, config: RunConfig, resumed: Resumed | None, ranks: Ranks) -> RunFolder | NoFolder:
     """The folder on rank 0, and nothing on the others."""
     folder: RunFolder | NoFolder = NoFolder()
-    failure = None
+    failure: TPPOError | None = None
     if ranks.main:
         try:
             folder = RunFolder(out, config, resumed)
-        except ConfigError as error:
+        except TPPOError as error:
             failure = error
     ranks.together(None, failure)
     return folder
@@ -171,6 +175,7 @@ class _Run:
             self.store.wait()
             summary |= {"terminated": True, "checkpoint_step": self.store.saved_step}
             return
+        trainer.networks.check_finite(trainer.steps_done)
         if totals.reached_target:
             summary["stopped_at_target"] = True
         if trainer.parts.stop is not None:
@@ -179,7 +184,7 @@ class _Run:
         if totals.evaluated_at != trainer.steps_done:
             self.evaluate()
         summary |= {"solve_rate_final": totals.last_rate, "solve_rate_final_se": totals.last_se}
-        summary |= trainer.workload.report(trainer.policy)
+        summary |= trainer.workload.report(trainer.policy) | trainer.grader.report()
 
     def terminated(self) -> bool:
         """Whether some rank was asked to end."""
@@ -246,6 +251,7 @@ class _Run:
         if self.ranks.any(refused):  # on rank 0, which alone has the file: then no rank may begin a checkpoint
             return
         self.totals.wall_seconds = began - self.began
+        self.trainer.networks.check_finite(at)
         contents = capture(self.trainer, self.totals)
         self.trainer.watch(None)
         self.store.save(contents, now=first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def _reuse(known: argparse.Namespace) -> int:
     """The page from what there is."""
     if known.full or known.seeds is not None:
         raise ConfigError("reuse", str(known.reuse), "neither --full nor --seeds beside it", "nothing is run")
-    if not known.reuse.is_dir():
+    if not os.path.isdir(known.reuse):
         raise ConfigError("reuse", str(known.reuse), "a folder with finished studies")
     folders = sorted(path.parent for path in known.reuse.glob("*/study.json"))
     present = {read_study(folder)["name"] for folder in folders}

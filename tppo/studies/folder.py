@@ -10,28 +10,61 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
-from tppo.errors import ConfigError
+from tppo.errors import ConfigError, DataError
 from tppo.figures import DPI
-from tppo.files import check_writable
+from tppo.files import check_writable, is_free, read_file, read_object
+from tppo.shapes import misfit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = ("data.csv", "figure.png", "findings.md", "study.json")
+Chapter = Literal["exact", "learning", "time"]
+
+
+class Options(TypedDict):
+    """Of the command that made a study."""
+
+    full: NotRequired[bool]
+    seeds: NotRequired[int]
+    seed: NotRequired[int]
+
+
+class Environment(TypedDict):
+    """Of the process that made a study."""
+
+    packages: NotRequired[dict[str, str | None]]
+    python: NotRequired[str]
+    git: NotRequired[str | None]
+
+
+class Record(TypedDict):
+    """study.json, as far as it is read."""
+
+    name: str
+    chapter: Chapter
+    question: str
+    answer: str
+    details: list[str]
+    limits: list[str]
+    caption: str
+    options: Options
+    seconds: NotRequired[float]
+    environment: NotRequired[Environment]
 
 
 def check_study_folder(path: Path, name: str, *, force: bool = False) -> None:
     """Raise ConfigError unless `path` may be written: absent, empty, or with `force` an earlier run of this study."""
-    if not path.exists():
-        check_writable(path)
-        return
-    if not path.is_dir() or not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+    free = is_free(path)
+    if not free and not path.is_dir():
         raise ConfigError("out", str(path), "a folder that can be written")
-    found = sorted(entry.name for entry in path.iterdir())
-    if not found:
+    check_writable(path)
+    check_writable(path.parent)  # where it is made before it takes its place
+    if free:
         return
+    found = sorted(entry.name for entry in path.iterdir())
     foreign = [entry for entry in found if entry not in FILES]
     owner = None if foreign or "study.json" not in found else read_study(path)["name"]
     if owner != name:
@@ -44,19 +77,34 @@ def check_study_folder(path: Path, name: str, *, force: bool = False) -> None:
 def read_study(path: Path) -> dict[str, Any]:
     """study.json of a folder. Raises ConfigError where there is none that can be read."""
     try:
-        content = json.loads((path / "study.json").read_text(encoding="utf-8"))
-        missing = {"name", "chapter", "question", "answer", "details", "limits", "caption", "options"} - set(content)
-    except (OSError, ValueError, TypeError) as error:
+        content = read_object(path / "study.json")
+    except DataError as error:
         raise ConfigError("study", str(path), "a folder with the study.json of a finished study", str(error)) from None
-    if missing:
-        raise ConfigError("study", str(path), f"a study.json with {', '.join(sorted(missing))}")
-    return dict(content)
+    if wrong := misfit(Record, content):
+        raise ConfigError("study", str(path), "the study.json of a finished study", wrong)
+    return content
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """data.csv of a folder as text, the header first."""
-    with (path / "data.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.reader(file))
+    """data.csv of a folder as text, the header first. Raises ConfigError for one that cannot be read."""
+    try:
+        rows = list(csv.reader(io.StringIO(read_file(path / "data.csv").decode("utf-8"), newline="")))
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError("study", str(path), "a folder with the data.csv of a finished study", str(error)) from None
+    if not rows:
+        raise ConfigError("study", str(path), "a data.csv with a header")
+    return rows
+
+
+def read_figure(path: Path) -> bytes:
+    """figure.png of a folder. Raises ConfigError for one that cannot be read, and for what is no PNG."""
+    try:
+        data = read_file(path / "figure.png")
+    except OSError as error:
+        raise ConfigError("study", str(path), "a folder with the figure.png of a study", str(error)) from None
+    if not data.startswith(b"\x89PNG\r\n"):
+        raise ConfigError("study", str(path), "a figure.png that is one")
+    return data
 
 
 def write_files(

@@ -7,6 +7,7 @@ Figures fill the width; on a phone a tap shows one at its own size, to be swiped
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,9 +15,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tppo.errors import ConfigError
-from tppo.files import write_whole
-from tppo.studies.folder import read_rows, read_study
-from tppo.studies.study import Chapter
+from tppo.files import check_writable, read_file, write_whole, writing_to
+from tppo.studies.folder import Chapter, read_figure, read_rows, read_study
 
 PAGE = "index.html"
 _MARK = '<meta name="generator" content="tppo study">'
@@ -75,16 +75,18 @@ def write_page(
     names = [study["name"] for _, study in studies]
     if len(set(names)) < len(names):
         raise ConfigError("reuse", ", ".join(map(str, folders)), "every study once", f"found {', '.join(names)}")
-    out.mkdir(parents=True, exist_ok=True)
-    page = out / PAGE
-    write_whole(page, render(studies, absent or {}))
+    page, text = out / PAGE, render(studies, absent or {})
+    with writing_to(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(page, text)
     return page
 
 
 def check_page(out: Path, *, force: bool = False) -> None:
     """Raise ConfigError unless out/index.html may be written."""
+    check_writable(out)
     page = out / PAGE
-    if not page.exists():
+    if not os.path.lexists(page):
         return
     ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")[:500]
     if not ours:
@@ -139,7 +141,7 @@ def _contents(studies: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
 
 def _section(folder: Path, study: Mapping[str, Any]) -> str:
     name, caption = escape(study["name"]), inline(study["caption"])
-    image = base64.b64encode((folder / "figure.png").read_bytes()).decode()
+    image = base64.b64encode(read_figure(folder)).decode()
     alt = escape(re.sub(r"[`*]", "", study["caption"]), quote=True)
     return "\n".join(
         [
@@ -164,7 +166,7 @@ def _list(items: Sequence[str]) -> str:
 
 def _table(folder: Path, name: str) -> str:
     header, *rows = read_rows(folder)
-    data = base64.b64encode((folder / "data.csv").read_bytes()).decode()
+    data = base64.b64encode(read_file(folder / "data.csv")).decode()
     shown = rows if len(rows) <= _TABLE_ROWS else rows[:_TABLE_ROWS]
     how_many = f"{len(rows)} rows" if shown is rows else f"the first {len(shown)} of {len(rows)} rows"
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)

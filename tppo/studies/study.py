@@ -29,19 +29,19 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
-from tppo.environment import environment, plugins
+from tppo.environment import environment, load_plugin, plugins
 from tppo.errors import ConfigError
 from tppo.files import writing_to
-from tppo.studies.folder import check_study_folder, swap, write_files
+from tppo.ranges import WORKERS, Range, check_leaf
+from tppo.studies.folder import Chapter, check_study_folder, swap, write_files
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GROUP = "tppo.studies"
 
-Chapter = Literal["exact", "learning", "time"]
 Row = Mapping[str, str | int | float | bool | None]
 Part = TypeVar("Part")
 Done = TypeVar("Done")
@@ -135,15 +135,11 @@ def study_entry_points() -> dict[str, EntryPoint]:
 
 def load_study(name: str) -> Study:
     """The study of that name. Raises ConfigError for an unknown one, and for one that cannot be imported."""
-    known = study_entry_points()
-    if name not in known:
-        raise ConfigError("study", name, "one of " + ", ".join(known), "see 'tppo study list'")
-    try:
-        study = known[name].load()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("study", name, "one that can be loaded", f"{known[name].value}: {error}") from None
+    study = load_plugin(study_entry_points(), "study", name, "see 'tppo study list'")
     if not isinstance(study, Study) or study.name != name or study.chapter not in get_args(Chapter):
-        raise ConfigError("study", name, f"a tppo.studies.study.Study named {name!r} at {known[name].value}")
+        raise ConfigError(
+            "study", name, f"a tppo.studies.study.Study named {name!r} at {study_entry_points()[name].value}"
+        )
     return study
 
 
@@ -151,9 +147,11 @@ def resolve(
     study: Study, *, full: bool = False, seeds: int | None = None, seed: int = 0, jobs: int = 1
 ) -> StudyOptions:
     """The options of a run. Raises ConfigError for what cannot be meant."""
-    for field, value, least in (("jobs", jobs, 1), ("seed", seed, 0), ("seeds", 1 if seeds is None else seeds, 1)):
-        if value < least:
-            raise ConfigError(field, value, f"at least {least}")
+    for field, value, allowed in (
+        ("jobs", jobs, Range(1, WORKERS, unit="processes")), ("seed", seed, Range(0, 2**31 - 1)),
+        ("seeds", seeds, Range(1, 10_000)),
+    ):  # fmt: skip
+        check_leaf(field, Annotated[int, allowed] | None, value)
     if seeds is not None and not study.seeds:
         raise ConfigError("seeds", seeds, f"no number, for {study.name!r} is exact", "leave --seeds out")
     if seeds is None:
@@ -165,11 +163,11 @@ def run_study(
     study: Study, options: StudyOptions, out: Path, *, force: bool = False, show: bool = False
 ) -> StudyResult:
     """Run and write the folder `out`, whole or not at all; an earlier run there is replaced with `force` only."""
-    out = out.resolve()
     check_study_folder(out, study.name, force=force)
     with writing_to(out):
+        out = out.resolve()  # a folder of its own beside it, whatever links lead there
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        partial = Path(tempfile.mkdtemp(prefix=".tppo-study-", dir=out.parent))
     try:
         began = time.perf_counter()
         result = study.run(options, Ticks(study.name, jobs=options.jobs, show=show))
@@ -177,8 +175,9 @@ def run_study(
         record = _record(study, options, result, time.perf_counter() - began)
         write_files(partial, result.rows, result.figure, findings(study, result), record)
         check_study_folder(out, study.name, force=force)  # it may have changed meanwhile
-        partial.chmod(0o755)
-        swap(partial, out)
+        with writing_to(out):
+            partial.chmod(0o755)
+            swap(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result

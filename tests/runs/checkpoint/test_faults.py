@@ -18,6 +18,7 @@ import torch
 
 from tests.support.crashes import TOKEN_MDP, newest_tensors, without_timings
 from tests.support.helpers import small_token_mdp
+from tests.support.launch import other
 from tppo.cli import main
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
@@ -128,7 +129,7 @@ def _namespaces() -> bool:
 @pytest.mark.skipif(not _namespaces(), reason="needs a file system of its own, and this machine gives none")
 def test_a_real_disk_that_fills_up_and_is_made_larger(tmp_path: Path) -> None:
     """On a tmpfs: trains on without disk, ends with a clear message; with room again, resumes to the same weights."""
-    argv = [*TOKEN_MDP, "--quiet", "--checkpoint.keep", "99", "--checkpoint.every", "1"]
+    argv = other(TOKEN_MDP, "--quiet", "--checkpoint.keep", "99", "--checkpoint.every", "1")
     call = f"{sys.executable} -m tppo train {' '.join(argv)} --resume auto --out disk/run"
     script = f"""
         mount -t tmpfs -o size=240k none disk

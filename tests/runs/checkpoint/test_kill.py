@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.support.crashes import KILLED, TOKEN_MDP, TOY_LANGUAGE, WAITING, Zygote, assert_same_run, events, log
+from tests.support.launch import other
 from tppo.runs.folder import read_metrics
 
 TASKS = {"token-mdp": TOKEN_MDP, "toy-language": TOY_LANGUAGE, "waiting": WAITING}
@@ -116,7 +117,7 @@ def test_sigterm_saves_and_a_second_one_ends_at_once(
 
 
 def test_sigterm_without_regular_checkpoints_saves_one_all_the_same(zygote: Zygote, tmp_path: Path) -> None:
-    argv, plain, out = [*TOKEN_MDP, "--checkpoint.every", "0"], tmp_path / "plain", tmp_path / "run"
+    argv, plain, out = other(TOKEN_MDP, "--checkpoint.every", "0"), tmp_path / "plain", tmp_path / "run"
     assert zygote.run(plain, argv) == 0, log(plain)
     assert not (plain / "checkpoints").exists()
     assert zygote.run(out, argv, terminate=("phase generate", 6, 1)) == 0, log(out)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.crashes import TOY_LANGUAGE, without_timings
 from tests.support.helpers import small_token_mdp, tiny_lm
+from tests.support.launch import other
 from tests.support.reinforce import Reinforce
 from tppo.cli import main
 from tppo.config.registry import with_algorithm
@@ -45,7 +46,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("toy")
     before, os.environ["TPPO_CACHE"] = os.environ.get("TPPO_CACHE"), str(out / "cache")
     try:
-        args = [*TOY_LANGUAGE, "--steps", "3", "--checkpoint.keep", "9", "--dump-rollouts", str(out / "tokens")]
+        args = other(TOY_LANGUAGE, "--steps", "3", "--checkpoint.keep", "9", "--dump-rollouts", out / "tokens")
         assert main(["train", *args, "--out", str(out / "run"), "--quiet"]) == 0
         yield out
     finally:
@@ -213,10 +214,10 @@ def test_an_exported_transformer_computes_the_same_logits(toy: Path, tmp_path: P
 
 
 def _restored(folder: Path) -> Any:
-    from tppo.runs.checkpoint.contents import stored_config
+    from tppo.runs.checkpoint.stored import read_checkpoint
 
     path = newest(folder / "run")
-    trainer = build_trainer(stored_config(path))
+    trainer = build_trainer(read_checkpoint(path).config)
     restore(trainer, path)
     return trainer
 

@@ -30,7 +30,7 @@ from tppo.maths.values import (
     value_loss,
 )
 from tppo.models.base import CriticModel
-from tppo.ranges import Range
+from tppo.ranges import BOUND, RATE, Range
 from tppo.types import Batch
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 class CriticOptions(Optimizer):
     """AdamW of the critic, and what it is trained on."""
 
-    lr: Annotated[float, Range(0)] = 2e-6
+    lr: Annotated[float, Range(0, RATE)] = 2e-6
     """Peak learning rate."""
     lam: Annotated[float, Range(0, 1)] = 1.0
     """Lambda of the value target; 1 is Monte-Carlo."""
-    clip_low: Annotated[float, Range(0)] | None = 0.5
+    clip_low: Annotated[float, Range(0, BOUND)] | None = 0.5
     """A value may fall this far below its old value before its gradient stops; None is off."""
-    clip_high: Annotated[float, Range(0)] | None = 0.6
+    clip_high: Annotated[float, Range(0, BOUND)] | None = 0.6
     """The same above."""
     aggregation: Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum"] = "seq-mean-token-mean"
     """How token losses become one number."""

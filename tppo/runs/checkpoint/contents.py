@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,49 +17,31 @@ import numpy as np
 import torch
 
 from tppo.config.run import RunConfig
-from tppo.config.stored import as_dict, config_of
+from tppo.config.stored import as_dict
 from tppo.environment import environment
 from tppo.errors import CheckpointError, ConfigError
 from tppo.fit.optim import ModelOptimizer
 from tppo.loop.trainer import Trainer
 from tppo.models.base import Model
-from tppo.runs.checkpoint.files import STATE, WINDOW, Contents, load_tensors, read_state
-from tppo.runs.checkpoint.responses import pack_responses, read_responses
-
-POOLS = ("in_flight", "queue", "waiting", "ready")
-"""Where responses are between two steps, in the order in which they are stored."""
-
-
-@dataclass
-class Progress:
-    """Running totals of a run. Times in seconds, rates with their standard errors."""
-
-    tokens_generated: int = 0
-    train_seconds: float = 0.0
-    wall_seconds: float = 0.0
-    base_rate: float | None = None
-    base_se: float | None = None
-    last_rate: float | None = None
-    last_se: float | None = None
-    evaluated_at: int | None = None
-    """Steps done at the newest held-out evaluation."""
-    best: float | None = None
-    """Largest held-out solve rate during training."""
-    metrics_bytes: int = 0
-    """Length of metrics.jsonl."""
-    reached_target: bool = False
-    """evaluation.stop_at was reached."""
-    watched: list[float] = dataclasses.field(default_factory=list)
-    """The metric of the algorithm's stopping rule, of each step so far."""
-    enough: str = ""
-    """Why that rule ended the run; empty while it has not."""
+from tppo.runs.checkpoint.files import Contents, load_tensors
+from tppo.runs.checkpoint.responses import pack_responses
+from tppo.runs.checkpoint.stored import (
+    POOLS,
+    Checkpoint,
+    Environment,
+    Progress,
+    Random,
+    read_checkpoint,
+    restored_generators,
+    shelf_names,
+)
 
 
 def capture(trainer: Trainer, progress: Progress) -> Contents:
     """Copy everything, between two steps. What is returned shares no memory with the trainer."""
     slots, optimizers = trainer.slots, trainer.networks.optimizers
     tensors = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(trainer).items()}
-    pools = {name: getattr(slots, name) for name in POOLS}
+    pools = {name: getattr(slots, name) for name in POOLS} | dict(zip(shelf_names(), slots.shelf, strict=False))
     state = {
         "counters": {"steps_done": trainer.steps_done, "version": trainer.version},
         "prompt_stream": {"cursor": slots.cursor, "next_uid": slots.next_uid, "new_tokens": slots.new_tokens},
@@ -71,11 +52,8 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
         "config": as_dict(trainer.config),
         "environment": environment(),
     }
-    everyone = {r.uid: r for pool in [*pools.values(), *slots.shelf] for r in pool}  # one in flight may be ready too
-    about = {
-        "pools": {name: [r.uid for r in pool] for name, pool in pools.items()},
-        "shelf": [[r.uid for r in batch] for batch in slots.shelf],
-    }
+    everyone = {r.uid: r for pool in pools.values() for r in pool}  # one in flight may be ready too
+    about = {"pools": {name: [r.uid for r in pool] for name, pool in pools.items()}}
     return Contents(
         step=trainer.steps_done,
         tensors=tensors,
@@ -87,34 +65,30 @@ def capture(trainer: Trainer, progress: Progress) -> Contents:
 
 def restore(trainer: Trainer, folder: Path) -> Progress:
     """Put a verified checkpoint into a newly built trainer. Raises CheckpointError or ConfigError if they disagree."""
-    state, optimizers = read_state(folder), trainer.networks.optimizers
+    found, optimizers = read_checkpoint(folder), trainer.networks.optimizers
+    state = found.state
+    _restore_slots(trainer, found)
+    rng = {name: torch.empty(size, dtype=torch.uint8) for name, size in state["random"]["tensors"].items()}
+    if not set(optimizers) == set(state["optimizer_state"]) == set(state["optimizer_updates"]):
+        raise CheckpointError(
+            f"{folder}: optimisers of {sorted(state['optimizer_state'])}, this run trains {sorted(optimizers)}"
+        )
+    for name, optimizer in optimizers.items():
+        _allocate(optimizer, state["optimizer_state"][name])
+    load_tensors(folder, _tensors(trainer) | rng)
+    for name, optimizer in optimizers.items():
+        optimizer.resume_schedule(state["optimizer_updates"][name])
     try:
-        _restore_slots(trainer, folder, state["prompt_stream"])
-        rng = {name: torch.empty(size, dtype=torch.uint8) for name, size in state["random"]["tensors"].items()}
-        if set(optimizers) != set(state["optimizer_state"]):
-            raise CheckpointError(
-                f"{folder}: optimisers of {sorted(state['optimizer_state'])}, this run trains {sorted(optimizers)}"
-            )
-        for name, optimizer in optimizers.items():
-            _allocate(optimizer, state["optimizer_state"][name])
-        load_tensors(folder, _tensors(trainer) | rng)
-        for name, optimizer in optimizers.items():
-            optimizer.resume_schedule(state["optimizer_updates"][name])
         _restore_random(state["random"], rng)
-        trainer.steps_done, trainer.version = (state["counters"][key] for key in ("steps_done", "version"))
-        return Progress(**state["progress"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / STATE}: {type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: a generator cannot be restored: {error}") from None
+    trainer.steps_done, trainer.version = state["counters"]["steps_done"], state["counters"]["version"]
+    return found.progress
 
 
 def load_network(name: str, model: Model, folder: Path) -> None:
     """Only the weights of one network. Raises CheckpointError when they are another model's."""
     load_tensors(folder, _module_tensors(name, model), only=f"{name}.")
-
-
-def stored_config(folder: Path) -> RunConfig:
-    """The configuration that a checkpoint was made with."""
-    return config_of(read_state(folder).get("config"), folder / STATE)
 
 
 def leaf_names(config: RunConfig) -> list[str]:
@@ -123,16 +97,19 @@ def leaf_names(config: RunConfig) -> list[str]:
 
 
 def changed_fields(stored: dict[str, Any], config: RunConfig) -> list[str]:
-    """Dotted names of the leaves in which a configuration differs from a stored one."""
+    """Dotted names of the leaves in which a configuration differs from a stored one. One that does not say when the run
+    started goes on with its start.
+    """
     one, two = dict(_leaves(stored)), dict(_leaves(json.loads(json.dumps(as_dict(config)))))
     absent = object()
-    return sorted(name for name in one.keys() | two.keys() if one.get(name, absent) != two.get(name, absent))
+    names = (one.keys() | two.keys()) - (set() if config.started else {"started"})
+    return sorted(name for name in names if one.get(name, absent) != two.get(name, absent))
 
 
-def changed_packages(folder: Path) -> list[str]:
+def changed_packages(stored: Environment) -> list[str]:
     """Versions of Python and of packages that differ from those a checkpoint was made with, in words."""
-    stored, now = read_state(folder)["environment"], environment()
-    one = {"python": stored.get("python"), **stored.get("packages", {})}
+    now = environment()
+    one = {"python": stored["python"], **stored["packages"]}
     two = {"python": now["python"], **now["packages"]}
     return [f"{name} {one.get(name)} -> {two[name]}" for name in two if one.get(name) != two[name]]
 
@@ -178,13 +155,12 @@ def _allocate(optimizer: ModelOptimizer, names: dict[str, list[str]]) -> None:
             }
 
 
-def _restore_slots(trainer: Trainer, folder: Path, stream: dict[str, int]) -> None:
-    slots, cap = trainer.slots, trainer.config.rollout.max_response_tokens
-    responses, about = read_responses(folder / WINDOW)
-    for r in responses:
+def _restore_slots(trainer: Trainer, found: Checkpoint) -> None:
+    slots, cap, stream = trainer.slots, trainer.config.rollout.max_response_tokens, found.state["prompt_stream"]
+    for r in (r for pool in found.pools.values() for r in pool):
         if trainer.workload.prompts(r.group) != r.prompt:
             raise CheckpointError(
-                f"{folder}: prompt {r.group} of the stream was {r.prompt.id!r} and is now "
+                f"{found.folder}: prompt {r.group} of the stream was {r.prompt.id!r} and is now "
                 f"{trainer.workload.prompts(r.group).id!r}: the training data or their order changed"
             )
         if len(r.tokens) >= cap and not r.status.finished:
@@ -193,11 +169,10 @@ def _restore_slots(trainer: Trainer, folder: Path, stream: dict[str, int]) -> No
                 cap,
                 f"more than {len(r.tokens)}, the length of response {r.uid} in flight",
             )
-    by_uid = {r.uid: r for r in responses}
     for name in POOLS:
-        setattr(slots, name, [by_uid[uid] for uid in about["pools"][name]])
-    slots.shelf = [[by_uid[uid] for uid in batch] for batch in about["shelf"]]
-    slots.cursor, slots.next_uid, slots.new_tokens = (stream[key] for key in ("cursor", "next_uid", "new_tokens"))
+        setattr(slots, name, found.pools[name])
+    slots.shelf = [pool for name, pool in found.pools.items() if name not in POOLS]
+    slots.cursor, slots.next_uid, slots.new_tokens = stream["cursor"], stream["next_uid"], stream["new_tokens"]
 
 
 def _random_state(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -215,13 +190,11 @@ def _random_state(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def _restore_random(stored: dict[str, Any], rng: dict[str, torch.Tensor]) -> None:
+def _restore_random(stored: Random, rng: dict[str, torch.Tensor]) -> None:
     cpu, *cuda = rng.values()
     torch.set_rng_state(cpu)
     if torch.cuda.is_available() and len(cuda) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(cuda)
-    version, internal, gauss = stored["python"]
-    random.setstate((version, tuple(internal), gauss))
-    numpy = stored["numpy"]
-    key = np.array(numpy["state"]["key"], dtype=np.uint32)
-    np.random.set_state({**numpy, "state": {"key": key, "pos": numpy["state"]["pos"]}})  # noqa: NPY002
+    python, legacy = restored_generators(stored)
+    random.setstate(python.getstate())
+    np.random.set_state(legacy.get_state(legacy=False))  # noqa: NPY002

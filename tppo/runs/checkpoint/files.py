@@ -13,28 +13,48 @@ checkpoint's name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from safetensors import SafetensorError
 
 from tppo.errors import CheckpointError, FormatError
-from tppo.files import flush, sha256_of, sha256_of_file
+from tppo.files import flush, parse_json, read_file, sha256_of, sha256_of_file
+from tppo.ranges import Range
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import own_files, read_tensors, stored_tensors, write_tensors
+from tppo.shapes import misfit
 
 FORMAT = 2  # 1 held a policy and a critic by these words; 2 holds networks by name
 """Goes up when an older version of this library could misread what a newer one writes."""
 MANIFEST, MANIFEST_HASH, STATE, WINDOW, TENSORS = (
     "manifest.json", "manifest.sha256", "state.json", "window.safetensors", "tensors",
 )  # fmt: skip
+
+
+class Entry(TypedDict):
+    """Of a file, in the manifest."""
+
+    bytes: Annotated[int, Range(0)]
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """manifest.json."""
+
+    format: int
+    step: Annotated[int, Range(0)]
+    solve_rate: Annotated[float, Range(0, 1)] | None
+    files: dict[str, Entry]
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,16 @@ class Contents:
 def folder_name(step: int) -> str:
     """Sorts by step."""
     return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of a folder with a checkpoint's name; None for any other name.
+
+    >>> [step_of(name) for name in (folder_name(12), "step-12", "step-0000001²", "step-00000012.bak", "step--0000012")]
+    [12, None, None, None, None]
+    """
+    digits = name.removeprefix("step-")
+    return int(digits) if digits.isascii() and digits.isdigit() and folder_name(int(digits)) == name else None
 
 
 def write(scratch: Path, contents: Contents, ranks: Ranks) -> None:
@@ -111,52 +141,58 @@ def discard(folder: Path) -> None:
     shutil.rmtree(_forget(folder), ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """The manifest, if it is sound. Raises CheckpointError with the reason, FormatError for another format."""
-    try:
-        text, wanted = (folder / MANIFEST).read_bytes(), (folder / MANIFEST_HASH).read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder}: torn: {Path(error.filename).name} cannot be read ({error.strerror})"
-        ) from None
+    with _readable(folder):
+        text, wanted = read_file(folder / MANIFEST), read_file(folder / MANIFEST_HASH)
     if sha256_of(text).encode() + b"\n" != wanted:
         raise CheckpointError(f"{folder}: corrupted: {MANIFEST} does not match {MANIFEST_HASH}")
-    manifest = json.loads(text)
-    if manifest["format"] != FORMAT:
-        newer = manifest["format"] > FORMAT
-        remedy = "update tppo" if newer else "go on with it by the version that wrote it, or train again"
+    try:
+        manifest = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: corrupted: {MANIFEST} is no JSON: {error}") from None
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if type(found) is int and found != FORMAT:
+        remedy = "update tppo" if found > FORMAT else "go on with it by the version that wrote it, or train again"
         raise FormatError(
-            f"{folder}: format {manifest['format']} is {'newer' if newer else 'older'} than {FORMAT}, which this "
+            f"{folder}: format {found} is {'newer' if found > FORMAT else 'older'} than {FORMAT}, which this "
             f"version reads; {remedy}"
         )
+    if wrong := misfit(Manifest, manifest):
+        raise CheckpointError(f"{folder}: corrupted: {MANIFEST}: {wrong}")
+    if step_of(folder.name) not in (None, manifest["step"]):
+        raise CheckpointError(f"{folder}: corrupted: {MANIFEST} is of step {manifest['step']}")
     return manifest
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path) -> Manifest:
     """Check every byte and return the manifest. Raises CheckpointError with the reason, FormatError."""
     manifest = read_manifest(folder)
     listed, there = manifest["files"], _files(folder)
-    if missing := sorted(set(listed) - set(there)):
+    if missing := sorted({*listed, STATE, WINDOW} - set(there)):
         raise CheckpointError(f"{folder}: torn: {missing[0]} is missing")
     if unknown := sorted(set(there) - set(listed)):
         raise CheckpointError(f"{folder}: corrupted: {unknown[0]} is not in {MANIFEST}")
-    for name, entry in listed.items():  # cheap, and so before anything is hashed
-        size = (folder / name).stat().st_size
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{folder}: torn: {name} has {size} bytes of {entry['bytes']}")
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
-        for name, found in zip(listed, pool.map(sha256_of_file, (folder / name for name in listed)), strict=True):
-            if found != listed[name]["sha256"]:
-                raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
+    with _readable(folder):
+        for name, entry in listed.items():  # cheap, and so before anything is hashed
+            size = (folder / name).stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{folder}: torn: {name} has {size} bytes of {entry['bytes']}")
+        with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter
+            for name, found in zip(listed, pool.map(sha256_of_file, (folder / name for name in listed)), strict=True):
+                if found != listed[name]["sha256"]:
+                    raise CheckpointError(f"{folder}: corrupted: the sha256 of {name} differs")
     return manifest
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """state.json. Raises CheckpointError."""
+def names_of_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor by name, from the heads of the files. Raises CheckpointError."""
     try:
-        return json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: {STATE} cannot be read: {error}") from None
+        return stored_tensors(folder / TENSORS)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: corrupted: {TENSORS} cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
 def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = "") -> None:
@@ -164,7 +200,7 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = 
 
     Raises CheckpointError before the first copy unless names, shapes and types are exactly those of the checkpoint.
     """
-    stored = {name: found for name, found in stored_tensors(folder / TENSORS).items() if name.startswith(only)}
+    stored = {name: found for name, found in names_of_tensors(folder).items() if name.startswith(only)}
     if odd := sorted(set(stored) ^ set(into)):
         where = "only in the checkpoint" if odd[0] in stored else "not in the checkpoint"
         raise CheckpointError(f"{folder}: tensor {odd[0]!r} is {where}; was it made with another model?")
@@ -173,6 +209,16 @@ def load_tensors(folder: Path, into: Mapping[str, torch.Tensor], *, only: str = 
         if stored[name] != wanted:
             raise CheckpointError(f"{folder}: tensor {name!r} is {stored[name]}, the model needs {wanted}")
     read_tensors(folder / TENSORS, into)
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Inside, an OSError becomes a CheckpointError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        name = Path(str(error.filename)).name
+        raise CheckpointError(f"{folder}: torn: {name} cannot be read ({error.strerror})") from None
 
 
 def _forget(folder: Path) -> Path:

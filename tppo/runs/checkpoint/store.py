@@ -18,7 +18,9 @@ from tppo.files import flush, partial_path
 from tppo.ranks.ranks import Ranks
 from tppo.ranks.shard import quiet_torch
 from tppo.runs.checkpoint import files
-from tppo.runs.checkpoint.contents import changed_fields, leaf_names
+from tppo.runs.checkpoint.contents import changed_fields, changed_packages, leaf_names
+from tppo.runs.checkpoint.files import step_of
+from tppo.runs.checkpoint.stored import Checkpoint, check_checkpoint
 
 FOLDER = "checkpoints"
 _REMEDIES = {
@@ -161,6 +163,10 @@ class Choice:
     """Newer folders that it does not go on from."""
     changed: tuple[str, ...] = ()
     """Fields that differ from the stored configuration, all of them allowed."""
+    packages: tuple[str, ...] = ()
+    """Packages of other versions than the checkpoint was made with, in words."""
+    started: str = ""
+    """When the run was started, as the checkpoint has it; empty where it has not."""
 
 
 def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) -> Choice:
@@ -176,19 +182,20 @@ def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) 
             return _start(out)
     else:
         first = Path(which)
-        if first.absolute().parent != (out / FOLDER).absolute() or not first.is_dir():
-            raise ConfigError("resume", which, f"'auto' or a folder in {out / FOLDER}")
+        if step_of(first.name) is None or not _lies_in(first, out / FOLDER):
+            raise ConfigError("resume", which, f"'auto' or a folder in {out / FOLDER}, such as {files.folder_name(20)}")
         folders = [first]
     skipped: list[DataError] = []
     for path in folders:
         try:
-            files.verify(path)
-            changed = _allowed_changes(path, config, allow)
+            found = check_checkpoint(path)
+            changed = _allowed_changes(found, config, allow)
         except (CheckpointError, FormatError) as error:
             skipped.append(error)
             continue
-        newer = tuple(other for step, other in listed(out / FOLDER) if step > int(path.name[5:]))
-        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed))
+        newer = tuple(other for step, other in listed(out / FOLDER) if step > found.manifest["step"])
+        packages = tuple(changed_packages(found.state["environment"]))
+        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed), packages, found.config.started)
     raise _unusable(f"no checkpoint in {out / FOLDER} can be used; nothing was changed\n  ", skipped)
 
 
@@ -198,12 +205,12 @@ def newest(where: Path) -> Path:
     Raises ConfigError, CheckpointError, FormatError where nothing is wrong but the format.
     """
     folders = [path for _, path in listed(where / FOLDER)] or [where]
-    if not folders[0].is_dir():
+    if not os.path.isdir(folders[0]):  # of a name that is none too, where Path raises
         raise ConfigError("checkpoint", str(where), "the folder of a checkpoint, or of a run that has one")
     problems: list[DataError] = []
     for path in folders:
         try:
-            files.verify(path)
+            check_checkpoint(path)
             return path
         except (CheckpointError, FormatError) as error:
             problems.append(error)
@@ -216,9 +223,13 @@ def _unusable(begin: str, problems: Sequence[DataError]) -> DataError:
 
 
 def listed(root: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything that has a checkpoint's name, newest first."""
-    found = [(int(path.name[5:]), path) for path in root.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
-    return sorted(found, reverse=True)
+    """(step, folder) of every folder that has a checkpoint's name, newest first; none where nothing can be listed."""
+    try:
+        names = os.listdir(root)
+    except (OSError, ValueError):
+        return []
+    steps = sorted((step for name in names if (step := step_of(name)) is not None), reverse=True)
+    return [(step, path) for step in steps if os.path.isdir(path := root / files.folder_name(step))]
 
 
 def set_aside(paths: Sequence[Path]) -> None:
@@ -234,7 +245,7 @@ def set_aside(paths: Sequence[Path]) -> None:
 def _start(out: Path) -> Choice:
     """Nothing to go on from: allowed where a run was ended before its first checkpoint was written, or never began."""
     metrics = out / "metrics.jsonl"
-    begun = metrics.exists() and not metrics.stat().st_size
+    begun = metrics.is_file() and not metrics.stat().st_size
     left = {p.name for p in out.iterdir()} if out.is_dir() else set()
     early = {metrics.name, "config.json", partial_path(out / "config.json").name, FOLDER}
     if left - (early if begun else set()):
@@ -247,16 +258,23 @@ def _start(out: Path) -> Choice:
     return Choice(None)
 
 
-def _allowed_changes(path: Path, config: RunConfig, allow: Sequence[str]) -> list[str]:
+def _lies_in(folder: Path, home: Path) -> bool:
+    try:
+        return os.path.isdir(folder) and os.path.samefile(folder.parent, home)
+    except (OSError, ValueError):
+        return False
+
+
+def _allowed_changes(found: Checkpoint, config: RunConfig, allow: Sequence[str]) -> list[str]:
     known = leaf_names(config)
     for a in allow:
         if not any(name == a or name.startswith(f"{a}.") for name in known):
             raise ConfigError("allow-change", a, "a field, such as steps, or a part, such as evaluation")
-    changed = changed_fields(files.read_state(path)["config"], config)
+    changed = changed_fields(found.state["config"], config)
     refused = [name for name in changed if not any(name == a or name.startswith(f"{a}.") for a in allow)]
     if refused:
         raise ConfigError(
-            "resume", str(path), f"the run's own configuration, but these fields changed: {', '.join(refused)}",
+            "resume", str(found.folder), f"the run's own configuration, but these fields changed: {', '.join(refused)}",
             f"set them back, or allow it: --allow-change {','.join(refused)}",
         )  # fmt: skip
     return changed
