@@ -102,3 +102,14 @@ def signed_weights(outcomes: Sequence[float]) -> list[float]:
         return [0.0] * size
     p, c = right / size, math.sqrt((size - 1) / size)
     return [c * math.sqrt((1 - p) / p) if outcome > 0 else -c * math.sqrt(p / (1 - p)) for outcome in outcomes]
+
+
+def prompt_mean_scale(lengths: Sequence[int], groups: Sequence[int]) -> list[float]:
+    """f_i = S / (P n_g): S responses that have a token, P groups, n_g tokens in the group of i; 0 without tokens.
+
+    >>> prompt_mean_scale([1, 3, 2, 2], [0, 0, 1, 1])
+    [0.5, 0.5, 0.5, 0.5]
+    """
+    tokens = {g: sum(n for n, other in zip(lengths, groups, strict=True) if other == g) for g in groups}
+    responses, prompts = sum(n > 0 for n in lengths), sum(n > 0 for n in tokens.values())
+    return [responses / (prompts * tokens[g]) if tokens[g] else 0.0 for g in groups]

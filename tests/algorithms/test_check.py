@@ -210,7 +210,7 @@ def test_installed_algorithms_fit_together(name: str) -> None:
     kind = load_algorithm(name)
     rollout = Rollout(slots=16, group_size=4, max_response_tokens=24576)
     parts = checked_parts(kind(), rollout)
-    assert parts.reads <= ALWAYS | {"advantages", "values", "cut_values", "reference"}
+    assert parts.reads <= ALWAYS | {"advantages", "values", "cut_values", "reference", "average"}
     assert kind.name == name
     assert kind.__doc__
 

@@ -15,6 +15,7 @@ from tppo.maths.baselines import (
     energy_advantage,
     length_baseline_advantage,
     posterior_weights,
+    prompt_mean_scale,
     reference_margin,
     success_scaled_advantage,
 )
@@ -278,3 +279,20 @@ def test_a_nan_spoils_its_own_position_only() -> None:
 def test_malformed_arguments(call, message) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.zeros(3), torch.ones(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64))
+
+
+@few
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), min_size=1, max_size=12))
+def test_a_mean_over_prompts_is_a_scaled_mean_over_responses(members: list[tuple[int, int]]) -> None:
+    """Of any numbers, one a token; prompts and responses without a token count in neither mean."""
+    order = {g: i for i, g in enumerate(dict.fromkeys(g for g, _ in members))}
+    groups, lengths = [order[g] for g, _ in members], [n for _, n in members]
+    scale = prompt_mean_scale(torch.tensor(lengths), torch.tensor(groups))
+    np.testing.assert_allclose(scale, reference.prompt_mean_scale(lengths, groups), **close)
+    tokens = [np.random.default_rng(i).normal(size=n) for i, n in enumerate(lengths)]
+    of_prompts = [np.concatenate([x for x, h in zip(tokens, groups, strict=True) if h == g]) for g in set(groups)]
+    over_prompts = [x.mean() for x in of_prompts if len(x)]
+    over_responses = [f * x.sum() for f, x in zip(scale.tolist(), tokens, strict=True) if len(x)]
+    expected = np.mean(over_prompts) if over_prompts else 0.0
+    found = np.mean(over_responses) if over_responses else 0.0
+    assert found == pytest.approx(expected, abs=1e-12)

@@ -150,6 +150,8 @@ class Parts:
     """Generate in rounds until so many groups are selected; None: until there is one response."""
     live: frozenset[str] = frozenset()
     """Columns of auxiliaries that are made anew for every mini-batch of the policy."""
+    once: bool = False
+    """Whether a batch trains the policy in one pass only: a loss without ratio or clip has no lower bound in more."""
     lag: int = 0
     """Batches that are made before one trains: deterministic emulation of an asynchronous run of this lag."""
     reuse: int = 1

@@ -62,6 +62,7 @@ class EMBaseline(EM):
     """Likelihood weighted by the outcome less the group's mean."""
 
     name: ClassVar[str] = "em-baseline"
+    once: ClassVar[bool] = True
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:
         """Outcome less the mean of the group."""

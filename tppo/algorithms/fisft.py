@@ -30,6 +30,7 @@ class FISFT(GroupAlgorithm):
     """Fine-tuning on right and wrong answers, weighted as GRPO's first update."""
 
     name: ClassVar[str] = "fisft"
+    once: ClassVar[bool] = True
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:
         """Two weights a group."""

@@ -29,6 +29,8 @@ from tppo.types import Batch
 class GroupAlgorithm(Algorithm):
     """Base of the methods that judge a response beside the others of its group. Not an algorithm by itself."""
 
+    once: ClassVar[bool] = False
+    """Whether a batch trains in one pass only."""
     alone: ClassVar[bool] = False
     """Whether a response can be judged without others."""
 
@@ -62,6 +64,7 @@ class GroupAlgorithm(Algorithm):
             terms=(objective, *self.penalty(objective.aggregation, objective.constant_length)),
             advantage=outcome(self.advantage_S),
             window=self.window,
+            once=self.once,
             rewards=self.rewards(rollout),
             auxiliaries=(Reference(),) if self.kl else (),
         )

@@ -32,6 +32,7 @@ class OPO(GroupAlgorithm):
     """The outcome against the length-weighted mean of the group; no ratio, one update."""
 
     name: ClassVar[str] = "opo"
+    once: ClassVar[bool] = True
     own: ClassVar[bool] = True
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:

@@ -1,6 +1,6 @@
 """ScaleRL's recipe (arXiv 2510.13786): CISPO with a wide cap, a mean over prompts, one unit for all prompts, and a lag.
 
-    A_i = (R_i - mean of the group) / std of the batch
+    A_i = (R_i - mean of the group) / std of the batch's outcomes
     loss = -mean over prompts of the mean over the tokens of its group of w A_i log pi,    w = min(pi / behaviour, cap)
 
 Evidence: cap 5 (absolute), mean over prompts, batch std, lag 8, groups of 16, no groups without variance are confirmed.
@@ -41,7 +41,7 @@ class ScaleRL(GroupAlgorithm):
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:
         """In units of the batch's standard deviation, and for the mean over prompts."""
-        unit_S = batch_scaled(grpo_advantage(R_S, batch.group_S, scale=False))
+        unit_S = batch_scaled(grpo_advantage(R_S, batch.group_S, scale=False), of_S=R_S)
         return unit_S * prompt_mean_scale(batch.lengths_S, batch.group_S).to(unit_S.dtype)
 
     def objective(self, rollout: Rollout) -> Term:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable
-from typing import Any
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from tppo.cli.fields import configure, say_unused
 from tppo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tppo.algorithms.base import Algorithm
 
 
 def recipes(known: argparse.Namespace, rest: list[str]) -> int:
@@ -31,7 +36,7 @@ def first_line(name: str, load: Callable[[str], Any]) -> str:
 
 
 def algorithms(known: argparse.Namespace, rest: list[str]) -> int:
-    """List the algorithms, with their own numbers."""
+    """List the algorithms: what each needs, its source, where it departs from that, and its own numbers."""
     import dataclasses
 
     from tppo.config.registry import algorithm_entry_points, load_algorithm
@@ -39,8 +44,24 @@ def algorithms(known: argparse.Namespace, rest: list[str]) -> int:
     for name in algorithm_entry_points():
         print(f"{name:<20} {first_line(name, load_algorithm)}")
         with contextlib.suppress(ConfigError):
-            print(f"{'':<20} {', '.join(field.name for field in dataclasses.fields(load_algorithm(name)))}")
+            kind = load_algorithm(name)
+            for line in (*about(kind), ", ".join(field.name for field in dataclasses.fields(kind))):
+                print(f"{'':<20} {line}")
     return 0
+
+
+def about(kind: type[Algorithm]) -> Iterator[str]:
+    """What an algorithm needs, its sources, and its departures from them, as its module says."""
+    from tppo.algorithms.base import Rollout
+
+    parts = kind().parts(Rollout())
+    networks = ["policy"] * bool(parts.terms) + [aux.name for aux in parts.auxiliaries]
+    text = sys.modules[kind.__module__].__doc__ or ""
+    sources = ", ".join(f"arXiv {number}" for number in dict.fromkeys(re.findall(r"\b\d{4}\.\d{5}\b", text)))
+    yield f"trains on: {parts.select.__name__.replace('_', ' ')}; networks: {', '.join(networks)}"
+    yield f"source: {sources or 'ours'}"
+    if found := re.search(r"^Departures: (.*?)(?:\n\n|\n[A-Z][\w ]*:|\Z)", text, re.DOTALL | re.MULTILINE):
+        yield f"departures: {' '.join(found[1].split())}"
 
 
 def show(known: argparse.Namespace, rest: list[str]) -> int:

@@ -176,6 +176,13 @@ def validate(config: RunConfig) -> None:
         near = max(r.group_size, r.slots // r.group_size * r.group_size)
         raise ConfigError("rollout.slots", r.slots, f"a multiple of rollout.group_size ({r.group_size})", f"use {near}")
     parts = checked_parts(config.algorithm, r)
+    if parts.once and config.policy.epochs > 1:
+        raise ConfigError(
+            "policy.epochs",
+            config.policy.epochs,
+            f"1 with the algorithm {config.algorithm.name!r}",
+            "its loss has neither ratio nor clip, so that further passes have no lower bound",
+        )
     if parts.policy_from > config.steps:
         raise ConfigError(
             "algorithm.warmup_steps",

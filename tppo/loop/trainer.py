@@ -112,9 +112,8 @@ class Trainer:
                 clock.count("generate", self.slots.extend(answers, self.version))
             with clock.phase("grade"):
                 self.grader.grade(responses)
-            enough = wanted if left else 1  # in the end with fewer: the other prompts are solved, or too hard
-            if self.slots.settle(self.version) >= enough and (taken := self.slots.take()):
-                return taken
+            if self.slots.settle(self.version) >= (wanted if left else 1) and (taken := self.slots.take()):
+                return taken  # in the end with fewer groups: the other prompts are solved, or too hard
         raise DataError(f"too few groups to train on after {PATIENCE} longest responses: do all rewards agree?")
 
     def load_policy(self) -> None:
