@@ -148,7 +148,7 @@ def _grouped(runs: list[RunRecord]) -> list[RunRecord]:
     named: list[RunRecord] = []
     for run in runs:
         others = [other.leaves for other in runs if other.recipe == run.recipe]
-        names = sorted({name for leaves in others for name in leaves} - {"seed"})
+        names = sorted({name for leaves in others for name in leaves} - {"seed", "started"})
         differ = [name for name in names if len({repr(leaves.get(name)) for leaves in others}) > 1]
         shown = ", ".join(f"{name.rpartition('.')[2]} {run.leaves.get(name)}" for name in differ[:2])
         more = f" and {len(differ) - 2} more" if len(differ) > 2 else ""

@@ -106,6 +106,7 @@ def test_whatever_a_reward_raises_is_its_own_fault(error: BaseException) -> None
 
 
 def test_an_interrupt_of_the_thread_that_waits_is_the_users() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process of several that test ignores it
     with pytest.raises(KeyboardInterrupt):
         grade(Submits(raising(KeyboardInterrupt())))
     over = threading.Event()
@@ -113,6 +114,7 @@ def test_an_interrupt_of_the_thread_that_waits_is_the_users() -> None:
     with pytest.raises(KeyboardInterrupt):
         grade(signalled)
     over.set()
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_thread_goes_on_after_an_exit() -> None:

@@ -195,7 +195,14 @@ def choose(out: Path, which: str, config: RunConfig, allow: Sequence[str] = ()) 
             continue
         newer = tuple(other for step, other in listed(out / FOLDER) if step > found.manifest["step"])
         packages = tuple(changed_packages(found.state["environment"]))
-        return Choice(path, tuple(map(str, skipped)), newer, tuple(changed), packages, found.config.started)
+        return Choice(
+            path,
+            tuple(map(str, skipped)),
+            newer,
+            tuple(changed),
+            packages,
+            str(found.state["config"].get("started", "")),
+        )
     raise _unusable(f"no checkpoint in {out / FOLDER} can be used; nothing was changed\n  ", skipped)
 
 
