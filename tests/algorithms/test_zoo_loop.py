@@ -79,7 +79,6 @@ def recorded(trainer: Trainer, steps: int, *, moves: bool = False) -> list[Tenso
     [
         ("gspo", "grpo", 1.0, 0.0),
         ("sapo", "grpo", 1.0, 0.0),
-        ("fisft", "grpo", 1.0, 2e-6),  # eps, and float32 outcomes
         ("kimi", "dr-grpo", CAP, 1e-7),
         ("dppo", "dr-grpo", 1.0, 1e-6),  # its centre is the sampler's float32
         ("rloo-sequence", "rloo", 1.0, 0.0),
@@ -95,6 +94,13 @@ def test_first_updates_agree_and_later_ones_part(one: str, other: str, factor: f
     (a, later_a), (b, later_b) = found
     torch.testing.assert_close(a, factor * b, rtol=0, atol=(tolerance + 1e-12) * float(a.abs().max()))
     assert float((later_a - factor * later_b).abs().max()) > 1e-3 * float(later_a.abs().max())
+
+
+def test_a_first_update_of_grpo_is_fine_tuning_on_right_and_wrong_answers() -> None:
+    """But for its KL, eps, and float32 outcomes (arXiv 2505.13697)."""
+    pair = (small("fisft"), small("grpo", **WITHOUT_KL))
+    (a,), (b,) = (recorded(trainer_of(config, double=True), 1, moves=True) for config in pair)
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * float(a.abs().max()))
 
 
 def test_grpo_without_std_is_dr_grpo_up_to_aggregation() -> None:

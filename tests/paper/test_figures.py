@@ -139,7 +139,7 @@ def test_what_is_not_a_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a JSON object, found list"):
         read_run(empty)
     (empty / "config.json").write_text('{"config": {"recipe": "a"}}')
-    with pytest.raises(DataError, match="expected the configuration of a run: .* is missing"):
+    with pytest.raises(DataError, match=r"expected the configuration of a run: .* is missing"):
         read_run(empty)
 
 

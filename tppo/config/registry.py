@@ -39,7 +39,7 @@ def with_algorithm(config: RunConfig, kind: type[Algorithm]) -> RunConfig:
     """The same run by another algorithm. A number that the recipe has set goes along where the other one has it too.
 
     So a recipe's learning rate of the critic, window or warm-up stays what it was tuned to, and whatever it left alone
-    is the other algorithm's own. What the other one leaves out (None) stays out.
+    is the other algorithm's own. What only the other one leaves out (None) stays out, such as the window of GRPO.
     """
     return dataclasses.replace(config, algorithm=carried(config.algorithm, kind()))
 
@@ -51,9 +51,11 @@ def carried(source: Any, target: T, *, usual: Any = None) -> T:
     usual = type(source)() if usual is None else usual
     changes: dict[str, Any] = {}
     for name, hint, value in fields_of(target):
-        if not hasattr(source, name) or value is None:
+        if not hasattr(source, name):
             continue
         found, ordinary = getattr(source, name), getattr(usual, name)
+        if value is None and ordinary is not None:
+            continue
         if dataclasses.is_dataclass(value):
             changes[name] = carried(found, value, usual=ordinary)
             continue

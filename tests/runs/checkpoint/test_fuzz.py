@@ -179,5 +179,5 @@ def test_the_mutations_hit_both_sides() -> None:
     print(f"\n{dict(OUTCOMES)}")
     for kind in ("refused", "ran"):
         assert OUTCOMES[kind] >= 10
-    for algorithm in ALGORITHMS:
-        assert OUTCOMES[f"ran: {algorithm.name}"] >= 1, algorithm
+    ran = [algorithm.name for algorithm in ALGORITHMS if OUTCOMES[f"ran: {algorithm.name}"]]
+    assert len(ran) > len(ALGORITHMS) / 2, ran
