@@ -60,18 +60,23 @@ def test_show_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[st
 
 
 def test_algorithms_are_listed_with_their_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every entry point, a sentence that no other has, and exactly its fields."""
+    """Every entry point, a sentence that no other has, what it trains on, its source, and exactly its fields."""
     assert main(["algorithms"]) == 0
     lines = capsys.readouterr().out.splitlines()
     installed = algorithm_entry_points()
     assert {"ppo", "tppo", "value-pretraining", "waiting", "waiting-behaviour"} <= set(installed)
-    assert [line.split()[0] for line in lines[::2]] == list(installed)
-    said = [line.partition(" ")[2].strip() for line in lines[::2]]
+    heads = [at for at, line in enumerate(lines) if not line.startswith(" ")]
+    assert [lines[at].split()[0] for at in heads] == list(installed)
+    said = [lines[at].partition(" ")[2].strip() for at in heads]
     assert all(said)
     assert len(set(said)) == len(said)
-    for name, numbers in zip(installed, lines[1::2], strict=True):
-        fields = dataclasses.fields(load_algorithm(name))
-        assert numbers.strip() == ", ".join(field.name for field in fields)
+    for name, begin, end in zip(installed, heads, [*heads[1:], len(lines)], strict=True):
+        needs, source, *departures, numbers = (line.strip() for line in lines[begin + 1 : end])
+        assert needs.startswith("trains on: ")
+        assert re.fullmatch(r"source: (ours|arXiv \d{4}\.\d{5}(, arXiv \d{4}\.\d{5})*)", source)
+        assert all(line.startswith("departures: ") for line in departures)
+        assert numbers == ", ".join(field.name for field in dataclasses.fields(load_algorithm(name)))
+    assert "trains on: mixed group; networks: policy" in lines[heads[list(installed).index("dapo")] + 1]
 
 
 def test_another_algorithm_keeps_the_recipe_s_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +127,7 @@ def test_help_shows_the_numbers_of_the_algorithm_alone(command: str, capsys: pyt
         (["train"], "recipe = None"),
         (["show", "token-mdp", "--algorithm.window", "2"], "more than algorithm.ignore_last"),
         (["show", "token-mdp", "--seed", "-3"], "seed = -3"),
-        (["show", "token-mdp", "--algorithm", "grpoo"], "algorithm = 'grpoo': expected one of ppo, tppo, value"),
+        (["show", "token-mdp", "--algorithm", "grpoo"], "algorithm = 'grpoo': expected one of areal, "),
         (["train", "token-mdp", "--algorithm", "3"], "see 'tppo algorithms'"),
         (["eval", "/nonexistent"], "config.json"),
     ],
@@ -132,6 +137,7 @@ def test_bad_input_exits_with_2_and_says_why(args: list[str], says: str, capsys:
     assert says in capsys.readouterr().err
 
 
+WINDOWED = [n for n in algorithm_entry_points() if "window" in {f.name for f in dataclasses.fields(load_algorithm(n))}]
 PPO_FIELDS = (
     "gamma, lam, lam_alpha, whiten, clamp, bias, clip_low, clip_high, dual_clip, importance_cap, aggregation, imitate, "
     "entropy, kl, warmup_steps, critic"
@@ -144,8 +150,8 @@ PPO_FIELDS = (
         # A number of another algorithm: its own numbers, whose it is, and where they are explained.
         (
             ["--algorithm", "ppo", "--algorithm.window", "8"],
-            f"algorithm.window = '8': expected one of the fields of PPO: {PPO_FIELDS}; algorithms that have one: tppo, "
-            "value-pretraining, waiting, waiting-behaviour; see 'tppo show token-mdp --algorithm ppo --help'",
+            f"algorithm.window = '8': expected one of the fields of PPO: {PPO_FIELDS}; algorithms that have one: "
+            f"{', '.join(WINDOWED)}; see 'tppo show token-mdp --algorithm ppo --help'",
         ),
         (
             ["--algorithm.ignore-lasst=8"],
@@ -396,8 +402,18 @@ def test_a_configuration_comes_back_as_it_was_written(name: str, tmp_path: Path)
 def test_every_algorithm_trains_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in algorithm_entry_points():
         out = tmp_path / name
-        args = ["--steps", "2", "--rollout.slots", "16", "--evaluation.problems", "8"]
-        args += [] if name == "value-pretraining" else ["--algorithm.warmup-steps", "0"]
+        args = [
+            "--steps",
+            "2",
+            "--rollout.slots",
+            "16",
+            "--evaluation.problems",
+            "8",
+            "--rollout.max-response-tokens",
+            "16",
+        ]
+        if name != "value-pretraining" and hasattr(load_algorithm(name), "warmup_steps"):
+            args += ["--algorithm.warmup-steps", "0"]
         assert main(["train", "token-mdp", "--algorithm", name, "--out", str(out), "--quiet", *args]) == 0, name
         assert json.loads((out / "summary.json").read_text())["algorithm"] == name
         assert type(read_config(out).algorithm) is load_algorithm(name)
