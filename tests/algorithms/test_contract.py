@@ -22,6 +22,7 @@ from tppo.ranges import Range, fields_of
 from tppo.runs.build import build_trainer
 
 NAMES = sorted(algorithm_entry_points())
+KINDS = {name: load_algorithm(name) for name in NAMES}
 NEUTRAL = {"start"}  # a path to another run's weights
 
 
@@ -142,9 +143,23 @@ BESIDE: dict[str, dict[str, Any]] = {
 TABLES_HAVE_NO_MATRIX = {"critic__weight_decay"}  # weight decay goes to matrices only; a table of values is none
 
 
+def inherited(name: str, path: str) -> bool:
+    """Whether a number is another registered algorithm's, taken over with its default."""
+    field, kind = path.partition("__")[0], KINDS[name]
+    if field in vars(kind).get("__annotations__", {}):
+        return False
+    above = [base for base in kind.__mro__[1:-1] if base in KINDS.values()]
+    return any(field in {f.name for f in dataclasses.fields(base)} for base in above)
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
-    [(n, path) for n in NAMES for path, _, _ in numbers(small(n).algorithm) if path not in TABLES_HAVE_NO_MATRIX],
+    [
+        pytest.param(n, path, marks=pytest.mark.slow) if inherited(n, path) else (n, path)
+        for n in NAMES
+        for path, _, _ in numbers(small(n).algorithm)
+        if path not in TABLES_HAVE_NO_MATRIX
+    ],
 )
 def test_every_number_changes_a_bit_of_the_result(name: str, path: str) -> None:
     """No option is mute. Stopping rules are asked directly: they end a run and change no weight."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paper_repro.recipes.small import token_mdp
+from tests.algorithms.test_contract import small
 from tests.support.helpers import states_equal
 from tppo.algorithms.areal import AReaL
 from tppo.algorithms.auxiliaries import Average
@@ -20,24 +21,12 @@ from tppo.algorithms.scalerl import ScaleRL
 from tppo.algorithms.tppo import TPPO
 from tppo.algorithms.vapo import VAPO
 from tppo.algorithms.vc_ppo import VCPPO
-from tppo.config.registry import load_algorithm, with_algorithm
 from tppo.config.run import RunConfig, validate
 from tppo.errors import ConfigError
 from tppo.loop.trainer import Trainer
 from tppo.maths.advantages import length_adaptive_lambda
 from tppo.runs.build import build_trainer
 from tppo.runs.run import run
-
-
-def small(name: str, **changes: Any) -> RunConfig:
-    config = token_mdp().with_values(
-        steps=6, rollout__slots=16, rollout__max_response_tokens=24, policy__mini_batch=8,
-        algorithm__critic__mini_batch=8, algorithm__window=5, algorithm__warmup_steps=1,
-        evaluation__every=0, evaluation__problems=4, compute__device="cpu",
-    )  # fmt: skip
-    config = with_algorithm(config, load_algorithm(name)).with_values(**changes)
-    validate(config)
-    return config
 
 
 def same_run(one: RunConfig, two: RunConfig, steps: int = 4) -> bool:

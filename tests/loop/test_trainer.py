@@ -618,14 +618,14 @@ def test_the_loop_runs_on_a_gpu() -> None:
 
 
 def test_toy_language_learns() -> None:
-    """The shipped base model and recipe, a tenth of its steps: from at most 0.5 held-out to at least 0.65."""
+    """The shipped base model and recipe, a tenth of its steps: from at most 0.5 held-out to at least 0.6."""
     trainer = build_trainer(RECIPES["toy-language"]())
     base = trainer.evaluate()
-    for _ in range(15):
+    for _ in range(10):
         trainer.step()
     learned = trainer.evaluate()
     assert 0.25 < base.solve_rate <= 0.5
-    assert learned.solve_rate >= 0.65
+    assert learned.solve_rate >= 0.6
     # Long answers are there, and so is truncation.
     assert np.percentile(base.lengths, 99) >= 5 * np.median(base.lengths)
     assert max(len(r.window_starts) for r in trainer.slots.in_flight) > 1

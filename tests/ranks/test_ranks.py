@@ -175,7 +175,7 @@ def interrupted(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_checkpoint_of_two_ranks_goes_on_with_any_number(
     forks: Forks, runs: dict[int, Path], interrupted: Path, tmp_path: Path, ranks: int
 ) -> None:

@@ -56,7 +56,7 @@ def moments(counts: Counter[str], number: int, seed: int) -> list[tuple[str, int
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("number", [8, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_sigkill_at_any_moment(
     task: str, number: int, zygote: Zygote, undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:
