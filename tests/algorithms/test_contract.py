@@ -77,7 +77,9 @@ def test_slots_are_constant_and_every_response_trains_as_it_should(name: str) ->
         at = (torch.arange(len(uids)) - step.batch.offsets[step.batch.row_N]).tolist()
         trained.update((u, t) for u, t, kept in zip(uids, at, step.columns["train"].tolist(), strict=True) if kept)
     slots = trainer.slots
-    open_now = {r.uid for pool in (slots.in_flight, slots.queue, slots.waiting, *slots.shelf) for r in pool}
+    open_now = {
+        r.uid for pool in (slots.in_flight, slots.queue, slots.waiting, slots.ready, *slots.shelf) for r in pool
+    }
     assert set(finished.values()) <= set(range(1, parts.reuse + 1))
     assert set(trained.values()) <= set(range(1, parts.reuse + 1))
     numbered = set(range(slots.next_uid))

@@ -55,20 +55,28 @@ def test_a_batch_trains_so_many_versions_after_it_was_sampled(lag: int) -> None:
         assert len(trainer.slots.shelf) == lag
 
 
-def test_no_group_trains_later_than_the_bound_on_staleness() -> None:
-    """A bound of 0 lets no group open before those of the last step have trained."""
-    for staleness in (0, 1, 2):
-        trainer = build_trainer(small("areal", algorithm__staleness=staleness, algorithm__groups=2, steps=20))
-        opened: dict[int, int] = {}
-        for number in range(14):
-            step = trainer.step()
-            slots = trainer.slots
-            for pool in (slots.in_flight, slots.queue, slots.waiting, step.responses):
-                for r in pool:
-                    opened.setdefault(r.group, number)
-            # AReaL's rule: floor((N - 1) / B) <= version + eta, in groups.
-            assert slots.cursor <= 2 * (number + 1 + staleness)
-        assert max(opened) + 1 == trainer.slots.cursor
+@pytest.mark.parametrize("eta", [0, 1, 3])
+def test_groups_are_opened_for_so_many_steps_ahead(eta: int) -> None:
+    """Exactly B train in a step, oldest first, and at most B (eta + 1) are open before it. So the average one is at most
+    eta versions old, and with eta 0 none is older than the policy.
+    """
+    trainer = build_trainer(
+        small("areal", algorithm__staleness=eta, algorithm__groups=2, algorithm__window=2, steps=40)
+    )
+    slots, opened, ages = trainer.slots, 0, list[int]()
+    version_of: dict[int, int] = {}
+    for number in range(30):
+        step = trainer.step()
+        assert slots.cursor <= 2 * (number + 1 + eta)  # AReaL's rule: floor((N - 1) / B) <= version + eta, in groups
+        version_of |= dict.fromkeys(range(opened, slots.cursor), number)
+        opened = slots.cursor
+        trained = sorted({r.group for r in step.responses})
+        assert len(trained) == 2
+        assert opened - 2 * number <= 2 * (eta + 1)
+        ages += [number - version_of[group] for group in trained]
+        assert all(max(trained) < r.group for r in slots.ready)
+    assert sum(ages) / len(ages) <= eta
+    assert (max(ages) == 0) == (eta == 0)
 
 
 def test_an_unbounded_staleness_is_partial_rollout() -> None:

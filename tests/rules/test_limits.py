@@ -159,3 +159,7 @@ def test_nobody_who_means_it_is_refused() -> None:
         phase_limit_seconds=864_000.0, task__grader_workers=1024,
     )  # fmt: skip
     validate(large)
+    assert demand(large)
+    for field in ("steps", "rollout__slots", "evaluation__problems", "compute__micro_batch_tokens"):  # and nobody else
+        with pytest.raises(ConfigError, match=field.replace("__", r"\.")):
+            validate(large.with_values(**{field: 10**12}))

@@ -1,5 +1,5 @@
-"""AReaL (arXiv 2505.24298): asynchronous PPO without a critic. Responses go on across versions of the policy, no group
-is opened that could be too old when it trains, and the loss is decoupled.
+"""AReaL (arXiv 2505.24298): asynchronous PPO without a critic. Responses go on across versions of the policy, groups are
+opened for a bounded number of steps ahead, and the loss is decoupled.
 
     loss = mean over tokens of w clipped(pi / pi_old, A_i),    w = pi_old / behaviour, 0 beyond ``reject``
     A_i = (R_i - mean) / std over the batch,    groups opened <= B (version + 1 + staleness)
@@ -10,13 +10,15 @@ depends on the position. pi_old is the policy before the update.
 Evidence: staleness 4 for code and 8 for mathematics, clip 0.2, no critic and no reference, decoupled loss, bound on
 opening are confirmed (notes on the paper, and its code); normalising over the batch without 1/L and the cap 5 beyond
 which a token is dropped are from the code (there an older default, now one of several). Windows stand for
-interruptions: a response is interrupted after ``window`` tokens, at most a staleness' worth of times for the shortest
-window.
+interruptions: a response is interrupted after ``window`` tokens.
 
 With staleness 0 and a window as long as the cap no token is older than the policy before the update, and this is its
 base, PPO's surrogate on batch-normalised outcomes.
-Exact: the factor repairs the choice of a token, not how its state was reached nor what follows.
-Edge cases: where the bound lets no group open the slots stay empty; a step waits for ``groups`` whole groups.
+Exact: at most B (staleness + 1) groups are open before a step, and B of them train in it, so the average group is at
+most ``staleness`` versions old. One that takes long is passed by others and may be older.
+The factor repairs the choice of a token, not how its state was reached nor what follows.
+Edge cases: where the bound lets no group open the slots stay empty; a step waits for ``groups`` whole groups,
+and those beyond them train in the next.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ class AReaL(GroupAlgorithm):
     reject: Annotated[float, Range(0, 10**6, above=True)] = 5.0
     """Tokens with a larger pi_old / behaviour are left out."""
     staleness: Annotated[int, Range(0, 10**4, unit="versions")] = 4
-    """Policy versions that a group may be behind when it trains (eta)."""
+    """Steps for which groups are opened ahead (eta); the average group trains at most so many versions late."""
     groups: Annotated[int, Range(1, 10**6, unit="groups")] | None = None
-    """Whole groups that a step trains on, at least (B); None is as many as the slots hold."""
+    """Whole groups that a step trains on, oldest first (B); None is as many as the slots hold."""
 
     def advantage_S(self, R_S: Tensor, batch: Batch) -> Tensor:
         """Normalised over the batch."""

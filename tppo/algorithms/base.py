@@ -157,7 +157,8 @@ class Parts:
     reuse: int = 1
     """Steps in which a batch trains, together with the newer ones."""
     staleness: tuple[int, int] | None = None
-    """(groups of a step, policy versions that a group may be behind when it trains); None opens groups freely."""
+    """(groups that train in a step, eta): groups are opened for eta steps ahead alone, so that the average one is at most
+    eta versions old; one that takes long may be older. None opens groups freely, and trains on all that are selected."""
     policy_from: int = 0
     """First step in which the policy trains; before it only auxiliaries do."""
     stop: Stop | None = None

@@ -38,8 +38,8 @@ class Slots:
 
         slots: responses in flight, constant. group_size: responses to each prompt. window: most new tokens of a
         response in a round. max_response_tokens: total cap. select: which groups train. lag: batches that are made
-        before one trains. reuse: steps in which a batch trains. staleness: (groups of a step, policy versions that a
-        group may be behind): no more groups are opened than could train in time, so that slots may stay empty.
+        before one trains. reuse: steps in which a batch trains. staleness: (groups of a step, eta): so many train in a
+        step, oldest first, and groups are opened for eta steps ahead alone, so that slots may stay empty.
         """
         self.prompts, self.slots, self.group_size = prompts, slots, group_size
         self.window, self.max_response_tokens, self.select = window, max_response_tokens, select
@@ -55,7 +55,7 @@ class Slots:
         self.waiting: list[Response] = []
         """Finished members of groups that are not complete, outside the slots."""
         self.ready: list[Response] = []
-        """Selected in this step, to be taken at its end."""
+        """Selected, to be taken at the end of a step."""
         self.shelf: list[list[Response]] = []
         """Batches that train later, or again; oldest first."""
         self.new_tokens = 0
@@ -148,8 +148,9 @@ class Slots:
         """What is ready is a batch. Returns the responses that train in this step, oldest first; none while there are
         not more batches than the lag. Every unfinished one keeps its slot.
         """
-        self.shelf.append(self.ready)
-        self.ready = []
+        first = list(dict.fromkeys(r.group for r in self.ready))[: self.staleness[0] if self.staleness else None]
+        self.shelf.append([r for r in self.ready if r.group in first])
+        self.ready = [r for r in self.ready if r.group not in first]
         if len(self.shelf) <= self.lag:
             return []
         trains = self.shelf[: len(self.shelf) - self.lag][-self.reuse :]
