@@ -27,12 +27,14 @@ from tppo.errors import ConfigError
 from tppo.loop.metrics import Step
 from tppo.loop.trainer import Trainer
 from tppo.maths.advantages import Boundary
-from tppo.maths.objectives import ppo_loss, truncated_importance_weights
+from tppo.maths.objectives import ppo_loss
+from tppo.maths.weights import Weight, weigh
 from tppo.runs.build import build_trainer
 from tppo.types import Batch, Status
 
 ALL = {"algorithm__critic__responses": "all"}
 UNCAPPED = 1e9
+ONE = torch.tensor([True])
 
 
 def small(kind: type[Algorithm] = TPPO, **changes: Any) -> RunConfig:
@@ -185,7 +187,7 @@ def test_decoupled_ppo_golden() -> None:
     # u = .3 / .25 = 1.2, at the edge of the range; .25 / .2 = 1.25; 1.25 * 1.2 = 1.5.
     log = [torch.tensor([math.log(p)], dtype=torch.float64) for p in (0.3, 0.25, 0.2)]
     terms = ppo_loss(log[0], log[1], torch.ones(1, dtype=torch.float64), clip_low=0.2, clip_high=0.2)
-    weight = truncated_importance_weights(log[1], log[2], cap=UNCAPPED)
+    weight = weigh(log[1] - log[2], ONE, torch.tensor([0, 1]), Weight(0, UNCAPPED))
     assert float(terms.ratio_N) == pytest.approx(1.2, abs=1e-12)
     assert float(weight) == pytest.approx(1.25, abs=1e-12)
     assert float(weight * terms.loss_N) == pytest.approx(-1.5, abs=1e-12)
@@ -201,7 +203,8 @@ def test_decoupled_ppo_is_the_clipped_loss_under_an_uncapped_weight(
 ) -> None:
     """So `importance_cap` suffices: no option of its own."""
     a, b, c, d = (torch.tensor([x], dtype=torch.float64) for x in (now, proximal, behaviour, advantage))
-    loss = ppo_loss(a, b, d, clip_low=0.2, clip_high=0.28).loss_N * truncated_importance_weights(b, c, cap=UNCAPPED)
+    weight = weigh(b - c, ONE, torch.tensor([0, 1]), Weight(0, UNCAPPED))
+    loss = ppo_loss(a, b, d, clip_low=0.2, clip_high=0.28).loss_N * weight
     expected = reference.decoupled_ppo(now, proximal, behaviour, advantage, clip_low=0.2, clip_high=0.28)
     assert float(loss) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 

@@ -57,8 +57,8 @@ def test_a_batch_trains_so_many_versions_after_it_was_sampled(lag: int) -> None:
 
 @pytest.mark.parametrize("eta", [0, 1, 3])
 def test_groups_are_opened_for_so_many_steps_ahead(eta: int) -> None:
-    """Exactly B train in a step, oldest first, and at most B (eta + 1) are open before it. So the average one is at most
-    eta versions old, and with eta 0 none is older than the policy.
+    """Exactly B train in a step, oldest first, and at most B (eta + 1) are open before it. So the average one is eta
+    versions old at most, and with eta 0 none is older than the policy.
     """
     trainer = build_trainer(
         small("areal", algorithm__staleness=eta, algorithm__groups=2, algorithm__window=2, steps=40)
@@ -126,7 +126,7 @@ def test_unfinished_responses_cannot_wait_for_a_later_step() -> None:
             return replace(super().parts(rollout), lag=1)
 
     config = token_mdp()
-    with pytest.raises(ConfigError, match="whole responses for batches that train later, or again"):
+    with pytest.raises(ConfigError, match="whole responses for batches that train later"):
         validate(replace(config, algorithm=Late(window=8, ignore_last=2, warmup_steps=5)))
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from tppo.maths.objectives import kl_estimate, lm_loss, ppo_loss, truncated_importance_weights
+from tppo.maths.objectives import kl_estimate, lm_loss, ppo_loss
+from tppo.maths.weights import Weight, weigh
 
 CLIP = {"clip_low": 0.2, "clip_high": 0.28}
 few = settings(derandomize=True, deadline=None, max_examples=100)
@@ -221,7 +222,8 @@ def test_truncated_importance_weights() -> None:
     """Equal log-probs weigh 1, the cap bounds, the reference agrees, and no gradient flows."""
     old = torch.tensor([-1.0, -0.5, -2.0], dtype=torch.float64, requires_grad=True)
     behaviour = torch.tensor([-1.0, -1.5, -1.7], dtype=torch.float64)
-    got = truncated_importance_weights(old, behaviour, cap=2.0)
+    keep, offsets = torch.ones(3, dtype=torch.bool), torch.tensor([0, 3])
+    got = weigh(old - behaviour, keep, offsets, Weight(0, 2))
     # exp(0) = 1; exp(1) = 2.718 is capped at 2; exp(-0.3) = 0.7408182
     assert got.tolist() == pytest.approx([1.0, 2.0, 0.7408182], abs=1e-7)
     pairs = zip(old.tolist(), behaviour.tolist(), strict=True)
@@ -229,5 +231,3 @@ def test_truncated_importance_weights() -> None:
         [reference.truncated_importance_weight(o, b, cap=2.0) for o, b in pairs], abs=1e-15
     )
     assert not got.requires_grad
-    with pytest.raises(ValueError, match="cap"):
-        truncated_importance_weights(old, behaviour, cap=0.0)

@@ -1,5 +1,5 @@
-"""AReaL (arXiv 2505.24298): asynchronous PPO without a critic. Responses go on across versions of the policy, groups are
-opened for a bounded number of steps ahead, and the loss is decoupled.
+"""AReaL (arXiv 2505.24298): asynchronous PPO without a critic. Responses go on across versions of the policy, groups
+are opened for a bounded number of steps ahead, and the loss is decoupled.
 
     loss = mean over tokens of w clipped(pi / pi_old, A_i),    w = pi_old / behaviour, 0 beyond ``reject``
     A_i = (R_i - mean) / std over the batch,    groups opened <= B (version + 1 + staleness)

@@ -154,11 +154,9 @@ class Parts:
     """Whether a batch trains the policy in one pass only: a loss without ratio or clip has no lower bound in more."""
     lag: int = 0
     """Batches that are made before one trains: deterministic emulation of an asynchronous run of this lag."""
-    reuse: int = 1
-    """Steps in which a batch trains, together with the newer ones."""
     staleness: tuple[int, int] | None = None
-    """(groups that train in a step, eta): groups are opened for eta steps ahead alone, so that the average one is at most
-    eta versions old; one that takes long may be older. None opens groups freely, and trains on all that are selected."""
+    """(groups that train in a step, eta): groups are opened for eta steps ahead alone, so that the average one is eta
+    versions old at most; one that takes long may be older. None opens groups freely and trains on all selected."""
     policy_from: int = 0
     """First step in which the policy trains; before it only auxiliaries do."""
     stop: Stop | None = None

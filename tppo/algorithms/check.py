@@ -54,9 +54,9 @@ def checked_parts(algorithm: Algorithm, rollout: Rollout) -> Parts:
             "algorithm", name, "a select that waits for whole groups beside Parts.groups",
             "in a step of several rounds every_window would leave the first rounds' windows untrained",
         )  # fmt: skip
-    if (parts.lag or parts.reuse > 1) and parts.select is every_window and parts.window is not None:
+    if parts.lag and parts.select is every_window and parts.window is not None:
         raise ConfigError(
-            "algorithm", name, "whole responses for batches that train later, or again",
+            "algorithm", name, "whole responses for batches that train later",
             "an unfinished response would have grown until then; select whole groups, or leave the window out",
         )  # fmt: skip
     if not parts.terms and not any(a.optimizer for a in parts.auxiliaries):

@@ -45,6 +45,7 @@ class PPO(Algorithm):
     """
 
     name: ClassVar[str] = "ppo"
+    centre: ClassVar[Literal["old", "behaviour", "average"]] = "old"
 
     gamma: Annotated[float, Range(0, 1)] = 1.0
     """Discount."""
@@ -96,7 +97,7 @@ class PPO(Algorithm):
         aggregation = self.aggregation
         return (
             clipped(
-                clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip,
+                clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip, centre=self.centre,
                 importance_cap=self.importance_cap, aggregation=aggregation,
             ),
             *([imitate_positives(self.imitate)] if self.imitate else []),

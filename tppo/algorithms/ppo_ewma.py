@@ -16,14 +16,11 @@ Edge cases: averages in 16 bits lose updates; the average has the dtype of the p
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from tppo.algorithms.auxiliaries import Average
-from tppo.algorithms.base import Columns, Parts, Rollout, Term
+from tppo.algorithms.base import Parts, Rollout
 from tppo.algorithms.ppo import PPO
-from tppo.fit.terms import Loss, Now
-from tppo.maths.objectives import ppo_loss
-from tppo.maths.weights import Weight, weigh
 from tppo.ranges import Range
 
 
@@ -32,6 +29,7 @@ class PPOEWMA(PPO):
     """PPO around a moving average of the policy."""
 
     name: ClassVar[str] = "ppo-ewma"
+    centre: ClassVar[Literal["old", "behaviour", "average"]] = "average"
 
     decay: Annotated[float, Range(0, 1, below=True)] = 0.889
     """Of the average, for each step of the policy's optimiser."""
@@ -42,35 +40,9 @@ class PPOEWMA(PPO):
     imitate: Annotated[float, Range(0, 1000)] = 0.0
     """Weight of the negative log-likelihood of responses with positive reward (mu)."""
     importance_cap: Annotated[float, Range(0, 10**6, above=True)] | None = 100.0
-    """Largest weight average / behaviour of a token."""
-
-    def terms(self) -> tuple[Term, ...]:
-        """The surrogate around the average."""
-        _, *others = super().terms()
-        return (Term("policy_loss", self.loss, _READS, aggregation=self.aggregation), *others)
-
-    def loss(self, now: Now, data: Columns) -> Loss:
-        """Decoupled: clipped around the average, weighted from the policy that sampled."""
-        average, advantages = (data[name].to(now.value_X.dtype) for name in ("average", "advantages"))
-        terms = ppo_loss(
-            now.value_X, average, advantages,
-            clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip,
-        )  # fmt: skip
-        bound = Weight(0, float("inf") if self.importance_cap is None else self.importance_cap)
-        w = weigh(average - data["behaviour"], data["train"], now.offsets, bound).to(now.value_X.dtype)
-        flags = now.value_X.dtype
-        means = {
-            "clip_fraction_high": (terms.clipped_N & (terms.ratio_N > 1)).to(flags),
-            "clip_fraction_low": (terms.clipped_N & (terms.ratio_N < 1)).to(flags),
-            "ratio_mean": terms.ratio_N,
-            "correction_mean": w,
-        }
-        return Loss(terms.loss_N * w, means, {"ratio_max": terms.ratio_N})
+    """Largest weight average / behaviour of a token; None leaves the weight out."""
 
     def parts(self, rollout: Rollout) -> Parts:
         """PPO's, with the average beside the policy."""
         parts = super().parts(rollout)
         return replace(parts, auxiliaries=(*parts.auxiliaries, Average(self.decay)), live=frozenset({"average"}))
-
-
-_READS = frozenset({"average", "behaviour", "advantages", "train"})

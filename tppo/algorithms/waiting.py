@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from tppo.algorithms.auxiliaries.critic import WindowedCriticOptions, windowed_critic
-from tppo.algorithms.base import Parts, Rollout, Term
-from tppo.algorithms.parts.terms import clipped
+from tppo.algorithms.base import Parts, Rollout
 from tppo.algorithms.parts.window import check_window
 from tppo.algorithms.ppo import PPO
 from tppo.algorithms.tppo import UNCUT
@@ -57,15 +56,7 @@ class WaitingBehaviour(Waiting):
     """Waiting, with the ratio to the policy that sampled the token."""
 
     name: ClassVar[str] = "waiting-behaviour"
-
-    def terms(self) -> tuple[Term, ...]:
-        """The surrogate around the behaviour policy."""
-        _, *others = super().terms()
-        surrogate = clipped(
-            clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip, centre="behaviour",
-            aggregation=self.aggregation,
-        )  # fmt: skip
-        return (surrogate, *others)
+    centre: ClassVar[Literal["old", "behaviour", "average"]] = "behaviour"
 
     def check(self, rollout: Rollout) -> None:
         """A correction that would count twice."""

@@ -31,19 +31,18 @@ class Slots:
         max_response_tokens: int,
         select: Select,
         lag: int = 0,
-        reuse: int = 1,
         staleness: tuple[int, int] | None = None,
     ) -> None:
         """prompts: ``prompts(i)`` is the i-th prompt of the stream, the same however often it is asked.
 
         slots: responses in flight, constant. group_size: responses to each prompt. window: most new tokens of a
         response in a round. max_response_tokens: total cap. select: which groups train. lag: batches that are made
-        before one trains. reuse: steps in which a batch trains. staleness: (groups of a step, eta): so many train in a
-        step, oldest first, and groups are opened for eta steps ahead alone, so that slots may stay empty.
+        before one trains. staleness: (groups of a step, eta): so many train in a step, oldest first, and groups are
+        opened for eta steps ahead alone, so that slots may stay empty.
         """
         self.prompts, self.slots, self.group_size = prompts, slots, group_size
         self.window, self.max_response_tokens, self.select = window, max_response_tokens, select
-        self.lag, self.reuse, self.staleness = lag, reuse, staleness
+        self.lag, self.staleness = lag, staleness
         self.cursor = 0
         """Prompts drawn."""
         self.next_uid = 0
@@ -57,7 +56,7 @@ class Slots:
         self.ready: list[Response] = []
         """Selected, to be taken at the end of a step."""
         self.shelf: list[list[Response]] = []
-        """Batches that train later, or again; oldest first."""
+        """Batches that train later, oldest first."""
         self.new_tokens = 0
         """Generated in this step; a run may have to go on between two of its rounds."""
 
@@ -153,10 +152,8 @@ class Slots:
         self.ready = [r for r in self.ready if r.group not in first]
         if len(self.shelf) <= self.lag:
             return []
-        trains = self.shelf[: len(self.shelf) - self.lag][-self.reuse :]
-        kept = self.lag + self.reuse - 1
-        self.shelf, self.new_tokens = self.shelf[-kept:] if kept else [], 0
-        return [r for batch in trains for r in batch]
+        self.new_tokens = 0
+        return self.shelf.pop(0)
 
 
 class Requests(Sequence[GenerationRequest]):

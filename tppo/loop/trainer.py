@@ -49,7 +49,7 @@ class Trainer:
         self.slots = Slots(
             workload.prompts, slots=r.slots, group_size=r.group_size, window=config.window,
             max_response_tokens=r.max_response_tokens, select=self.parts.select, lag=self.parts.lag,
-            reuse=self.parts.reuse, staleness=self.parts.staleness,
+            staleness=self.parts.staleness,
         )  # fmt: skip
         self.sampling = Sampling(r.temperature, workload.stop_ids, config.seed)
         self.grader = Grader(workload.reward, workload.decode, seconds=config.grading_seconds, ranks=ranks)

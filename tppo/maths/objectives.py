@@ -92,22 +92,6 @@ def ppo_loss(
     return PPOTerms(loss_N, torch.where(sound_N, ratio_N.detach(), torch.nan), clipped_N, dual_clipped_N)
 
 
-def truncated_importance_weights(old_logprobs_N: Tensor, behaviour_logprobs_N: Tensor, *, cap: float) -> Tensor:
-    """Truncated importance sampling, for an engine whose log-probs differ from the trainer's (Yao et al. 2025).
-
-        w_t = min( pi_old(y_t) / pi_behaviour(y_t), C ),   a constant of the loss: L = agg( w_t * l_t )
-
-    pi_old is the trainer's policy at the start of the step and stays the centre of the ratio, so nothing is counted
-    twice. The cap bounds the variance and biases the estimate. Shapes [N]; no gradient.
-
-    >>> truncated_importance_weights(torch.tensor([0.0, 0.0]), torch.tensor([-2.0, 1.0]), cap=2.0)
-    tensor([2.0000, 0.3679])
-    """
-    if not cap > 0:
-        raise ValueError(f"cap: found {cap}, expected a number above 0")
-    return (old_logprobs_N - behaviour_logprobs_N).detach().exp().clamp(max=cap)
-
-
 def lm_loss(logprobs_N: Tensor) -> Tensor:
     """Negative log-likelihood -log pi(y_t) of positive examples (VAPO, arXiv 2504.05118).
 

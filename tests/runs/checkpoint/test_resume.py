@@ -379,6 +379,6 @@ def test_state_is_all_there_is() -> None:
     assert trainer.networks.policy is trainer.policy is trainer.networks.models["policy"]
     slots = {
         "prompts", "slots", "group_size", "window", "max_response_tokens", "select", "cursor", "next_uid", "new_tokens",
-        "lag", "reuse", "staleness", "shelf",
+        "lag", "staleness", "shelf",
     }  # fmt: skip
     assert set(vars(trainer.slots)) == slots | set(POOLS)

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tppo.algorithms.parts.weighted import corrected
 from tppo.fit.terms import Columns, Loss, Now, Term
 from tppo.maths.aggregate import Aggregation
-from tppo.maths.objectives import KLKind, kl_estimate, lm_loss, ppo_loss, truncated_importance_weights
-from tppo.maths.weights import Level, levelled
+from tppo.maths.objectives import KLKind, kl_estimate, lm_loss, ppo_loss
+from tppo.maths.weights import Level, Weight, levelled
 from tppo.types import Batch
 
 
@@ -21,17 +22,18 @@ def clipped(
     clip_high: float,
     dual_clip: float | None = None,
     importance_cap: float | None = None,
-    centre: Literal["old", "behaviour"] = "old",
+    centre: Literal["old", "behaviour", "average"] = "old",
     level: Level = "token",
     aggregation: Aggregation = "token-mean",
     constant_length: int | None = None,
 ) -> Term:
-    """The clipped surrogate (PPO, arXiv 1707.06347), around the policy before the update or the one that sampled.
+    """The clipped surrogate (PPO, arXiv 1707.06347), around the policy before the update, the one that sampled, or
+    an average of the policy (PPO-EWMA, arXiv 2110.00641).
 
     level: whose ratio is clipped, each token's or one for the response (GSPO, arXiv 2507.18071, takes the mean).
-    importance_cap: weigh tokens by min(pi_old / pi_behaviour, cap); None is off. With tokens that waited for the end
-    of their response this is decoupled PPO (arXiv 2110.00641), else truncated importance sampling for an engine that
-    computes other log-probabilities than the trainer.
+    importance_cap: weigh tokens by min(centre / pi_behaviour, cap) (`corrected`); None is off. With tokens that waited
+    for the end of their response this is decoupled PPO (arXiv 2110.00641), else truncated importance sampling for an
+    engine that computes other log-probabilities than the trainer.
     """
 
     def loss(now: Now, data: Columns) -> Loss:
@@ -43,9 +45,6 @@ def clipped(
         terms = ppo_loss(
             log_ratio, torch.zeros_like(old), advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip
         )
-        loss_X = terms.loss_N
-        if importance_cap is not None:
-            loss_X = loss_X * truncated_importance_weights(old, data["behaviour"], cap=importance_cap)
         ratio, moved, flags = terms.ratio_N, now.value_X.detach() - old, now.value_X.dtype
         means = {
             "clip_fraction_high": (terms.clipped_N & (ratio > 1)).to(flags),
@@ -55,11 +54,11 @@ def clipped(
             # KL(old || new) from samples of the old policy: k3 with the log-ratio of new to old.
             "policy_kl": moved.exp() - 1 - moved,
         }
-        return Loss(loss_X, means, {"ratio_max": ratio})
+        return Loss(terms.loss_N, means, {"ratio_max": ratio})
 
-    reads = {centre, "advantages", *(["behaviour"] if importance_cap is not None else [])}
-    reads |= {"train"} if level != "token" else set()
-    return Term("policy_loss", loss, reads=frozenset(reads), aggregation=aggregation, constant_length=constant_length)
+    reads = frozenset({centre, "advantages", *(["train"] if level != "token" else [])})
+    term = Term("policy_loss", loss, reads, aggregation=aggregation, constant_length=constant_length)
+    return term if importance_cap is None else corrected(term, Weight(0, importance_cap), of=centre)
 
 
 def positive_tokens(batch: Batch) -> Tensor:

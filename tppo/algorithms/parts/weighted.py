@@ -76,9 +76,9 @@ def squared(*, tau: float) -> Term:
     return Term("policy_loss", loss, reads=reads, aggregation="seq-mean-token-mean")
 
 
-def corrected(term: Term, weight: Weight) -> Term:
-    """A term whose token losses weigh pi_old / pi_behaviour: for an engine that computes other log-probabilities than
-    the trainer, or tokens that are older than the policy before the update.
+def corrected(term: Term, weight: Weight, *, of: str = "old") -> Term:
+    """A term whose token losses weigh pi_old / pi_behaviour, or another column over it: for an engine that computes
+    other log-probabilities than the trainer, or tokens that are older than the policy before the update.
 
     A ratio to the behaviour policy is corrected already. Raises ConfigError for a term that reads one.
     """
@@ -89,12 +89,12 @@ def corrected(term: Term, weight: Weight) -> Term:
 
     def loss(now: Now, data: Columns) -> Loss:
         found = term.loss(now, data)
-        w = weigh(data["old"] - data["behaviour"], data["train"], now.offsets, weight).to(found.loss_X.dtype)
+        w = weigh(data[of] - data["behaviour"], data["train"], now.offsets, weight).to(found.loss_X.dtype)
         # A NaN of a dropped token must not reach the gradient.
         loss_X = torch.where(w.isfinite(), found.loss_X * w.nan_to_num(nan=0.0), torch.nan)
         return found._replace(loss_X=loss_X, means={**found.means, "correction_mean": w})
 
-    return replace(term, loss=loss, reads=term.reads | {"old", "behaviour", "train"})
+    return replace(term, loss=loss, reads=term.reads | {of, "behaviour", "train"})
 
 
 def masked_off_policy(term: Term, bound: float) -> Term:

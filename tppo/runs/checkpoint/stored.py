@@ -30,7 +30,7 @@ POOLS = ("in_flight", "queue", "waiting", "ready")
 
 
 def shelf_names() -> Iterator[str]:
-    """Names of the batches that train later, or again, oldest first: pools too, as many as there are."""
+    """Names of the batches that train later, oldest first: pools too, as many as there are."""
     return (f"shelf {i}" for i in itertools.count())
 
 
