@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def _legend(ax: Any, **style: Any) -> None:
 
 
 def _solved(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
-    _line(ax, rows, "solve_rate", "training problems that finished", GREY)
+    _line(ax, rows, "solve_rate", "training batch, finished responses", GREY)
     x, y = _series(rows, "held_out_solve_rate")
     # One problem has no standard error.
     error = np.array(
@@ -114,17 +115,22 @@ def _critic(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> Non
 
 
 def _trust(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
+    """What a part of an algorithm does not report has no line; where nothing is reported the panel says so."""
     _line(ax, rows, "entropy", "entropy [nats]", BLUE)
     ax.set(title="Policy: entropy (left), KL and clipping (right)", ylabel="entropy [nats]", ylim=(0, None))
     twin = ax.twinx()
     _line(twin, rows, "policy_kl", "KL of the update [nats]", RED)
     _line(twin, rows, "clip_fraction_high", "clipped above", ORANGE, "--")
     _line(twin, rows, "clip_fraction_low", "clipped below", GREEN, "--")
-    twin.set(ylabel="KL [nats], share clipped", ylim=(0, None))
+    _line(twin, rows, "bounded_fraction", "weight bounded", PINK, "--")
+    twin.set(ylabel="KL [nats], share of tokens", ylim=(0, None))
     twin.spines["top"].set_visible(False)
     lines = [*ax.get_lines(), *twin.get_lines()]
     named = [line for line in lines if not line.get_label().startswith("_")]
-    ax.legend(named, [line.get_label() for line in named], fontsize=8)
+    if named:
+        ax.legend(named, [line.get_label() for line in named], fontsize=8)
+    else:
+        ax.text(0.5, 0.5, "this algorithm reports none", ha="center", transform=ax.transAxes)
 
 
 _PHASES = {
@@ -135,9 +141,13 @@ _PHASES = {
 def _time(ax: Any, rows: list[dict[str, Any]], summary: dict[str, Any]) -> None:
     names = dict.fromkeys(key for row in rows for key in row if key.startswith("seconds_"))
     phases = [key.removeprefix("seconds_") for key in names if key not in ("seconds_step", "seconds_checkpoint")]
-    colours = [_PHASES.get(phase, PALETTE[i % len(PALETTE)]) for i, phase in enumerate(phases)]
     x = np.array([r["step"] + 1 for r in rows], dtype=float)
-    y = [_smooth(np.array([r.get(f"seconds_{p}") or 0.0 for r in rows])) for p in phases]
+    seconds = {p: np.array([r.get(f"seconds_{p}") or 0.0 for r in rows]) for p in phases}
+    whole = sum(float(s.sum()) for s in seconds.values())
+    phases = [p for p in phases if seconds[p].sum() >= 1e-3 * whole]  # a thinner band cannot be seen
+    free = itertools.cycle([c for c in PALETTE if c not in {_PHASES.get(p) for p in phases}])
+    colours = [_PHASES.get(p) or next(free) for p in phases]
+    y = [_smooth(seconds[p]) for p in phases]
     ax.stackplot(x, *y, colors=colours, alpha=0.75, labels=[p.replace("_", " ") for p in phases])
     ax.set(title="Time of a step by phase", ylabel="seconds", ylim=(0, None), xlim=(x[0], max(x[-1], x[0] + 1)))
     ax.legend(fontsize=8, ncols=2)
